@@ -1,0 +1,43 @@
+"""Curvature and gradient diagnostics of PyTorch models.
+
+From Python, each analysis is a function: `curvcli.eig(model, loss, batches, top=5)` returns its
+Result. `loss` is a function of torch.nn.functional, a loss module, or any function(output, target);
+`batches` yields (inputs, target) pairs, as a DataLoader does. The model is left as it was.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from curvcli.version import __version__
+
+if TYPE_CHECKING:
+    from curvcli.report import Result
+
+__all__ = ["__version__"]
+
+
+def __getattr__(name: str) -> "Callable[..., Result]":
+    """Give an analysis as a function; torch is imported when it is called."""
+    from curvcli.analyses import registry
+
+    kind = registry().get(name)
+    if kind is None:
+        raise AttributeError(f"module 'curvcli' has no attribute {name!r}")
+
+    def analyse(
+        model: Any, loss: Any, batches: Iterable[Any], *, seed: int = 0, **options: Any
+    ) -> "Result":
+        import torch
+
+        from curvcli.load.loss import as_loss
+        from curvcli.options import build
+        from curvcli.problem import Problem, as_batch
+        from curvcli.work import Work
+
+        analysis = build(kind, options, lambda loc: f"{name}({loc[0]}=)" if loc else name)
+        problem = Problem.of(model, as_loss(loss), (as_batch(b) for b in batches))
+        return analysis.answer(problem, Work(rng=torch.Generator().manual_seed(seed)))
+
+    analyse.__name__ = name
+    analyse.__doc__ = kind.__doc__
+    return analyse
