@@ -1,0 +1,1 @@
+"""Turn saved files into live objects, one file per concern."""

@@ -1,0 +1,191 @@
+"""An optimizer as a checkpoint saved it: parameters by name, and torch's own class to step with."""
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from curvcli.errors import CurvError
+
+State = dict[str, Any]  # one parameter's entries: exp_avg, step, ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share their options, in the optimizer's order."""
+
+    names: tuple[str, ...]
+    options: dict[str, Any]  # lr, betas, ...; no "params"
+
+
+@dataclass(frozen=True)
+class SavedOptimizer:
+    """An optimizer's class, groups and state, with the state keyed by parameter name."""
+
+    kind: str  # the class in torch.optim
+    groups: tuple[Group, ...]
+    state: dict[str, State]
+    rule: str  # how the names were found, for the report
+    verified: bool  # False where there was nothing to compare the names with, as with plain SGD
+
+    def rebuild(self, params: Mapping[str, Tensor]) -> Optimizer:
+        """Return a torch optimizer over these leaf tensors whose next step is the trainer's.
+
+        The state is copied: stepping changes `params`, never this object. Entries of a parameter's
+        shape take its dtype and device, as in torch's own load_state_dict; the rest stays as saved.
+        """
+        absent = [name for group in self.groups for name in group.names if name not in params]
+        if absent:
+            message = f"the optimizer's {absent[0]} is not among the parameters"
+            raise CurvError("E_OPTIMIZER", message, "select every parameter of the optimizer")
+        groups = [self._group(group, params) for group in self.groups]
+        make: Any = optimizer_class(self.kind)
+        optimizer: Optimizer = make([dict(group) for group in groups])
+        index = {name: i for i, name in enumerate(n for g in self.groups for n in g.names)}
+        optimizer.load_state_dict(
+            {
+                "state": {index[name]: _copy(state) for name, state in self.state.items()},
+                "param_groups": [
+                    {**group, "params": [index[name] for name in saved.names]}
+                    for group, saved in zip(groups, self.groups, strict=True)
+                ],
+            }
+        )
+        self._restore_scalars(optimizer, params)
+        return optimizer
+
+    def _group(self, group: Group, params: Mapping[str, Tensor]) -> dict[str, Any]:
+        tensors = [params[name] for name in group.names]
+        options = _runnable(self.kind, copy.deepcopy(group.options), tensors)
+        return {**traits(self.kind).defaults, **options, "params": tensors}
+
+    def _restore_scalars(self, optimizer: Optimizer, params: Mapping[str, Tensor]) -> None:
+        """Undo torch's cast of scalar entries to the parameter's dtype.
+
+        NAdam's mu_product beside bfloat16 parameters is float32 in training, bfloat16 after torch's
+        load_state_dict.
+        """
+        for name, state in self.state.items():
+            loaded = optimizer.state[params[name]]
+            for key in traits(self.kind).scalars & state.keys():
+                saved, cast = state[key], loaded[key]
+                if isinstance(saved, Tensor) and key != "step" and saved.dtype != cast.dtype:
+                    loaded[key] = saved.clone().to(cast.device)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What torch's installed version of a class works with."""
+
+    defaults: dict[str, Any]  # every option of a group, with torch's default
+    required: frozenset[str]  # entries that every state has
+    allowed: frozenset[str]  # entries that a state may have
+    scalars: frozenset[str]  # entries that have no parameter's shape
+    shaped: frozenset[str]  # entries that have the parameter's shape
+
+
+@cache
+def classes() -> dict[str, type[Optimizer]]:
+    """Return torch's optimizers for dense gradients by name."""
+    found = {name: value for name, value in vars(torch.optim).items() if inspect.isclass(value)}
+    return {
+        name: value
+        for name, value in found.items()
+        if issubclass(value, Optimizer) and value is not Optimizer and name != "SparseAdam"
+    }
+
+
+def optimizer_class(kind: str) -> type[Optimizer]:
+    """Return the class of torch.optim with this name."""
+    if kind not in classes():
+        hint = f"set optimizer.class to one of {', '.join(sorted(classes()))}"
+        raise CurvError("E_OPTIMIZER", f"torch.optim has no {kind}", hint)
+    return classes()[kind]
+
+
+@cache
+def traits(kind: str) -> Traits:
+    """Ask torch's class what it keeps: let it step on a toy, plain and with every extra."""
+    extras = {"amsgrad": True, "centered": True, "momentum": 0.9}
+    states, scalars, shaped = [], set(), set()
+    defaults = _toy(kind, (2, 3), {})[0].defaults
+    for options in ({}, {key: value for key, value in extras.items() if key in defaults}):
+        for shape in ((2, 3), (3,)):
+            try:
+                optimizer, param = _toy(kind, shape, options)
+            except ValueError:  # Muon takes matrices alone
+                continue
+            optimizer.step(lambda: 1.0)  # LBFGS wants a loss; the others ignore it
+            state = optimizer.state[param]
+            states.append(frozenset(state))
+            scalars |= {k for k, v in state.items() if not isinstance(v, Tensor) or v.ndim == 0}
+            shaped |= {k for k, v in state.items() if isinstance(v, Tensor) and v.shape == shape}
+    return Traits(
+        defaults=dict(defaults),
+        required=frozenset.intersection(*states),
+        allowed=frozenset.union(*states),
+        scalars=frozenset(scalars),
+        shaped=frozenset(shaped - scalars),
+    )
+
+
+def _toy(kind: str, shape: tuple[int, ...], options: dict[str, Any]) -> tuple[Optimizer, Tensor]:
+    param = torch.nn.Parameter(torch.zeros(shape))
+    param.grad = torch.ones(shape)
+    make: Any = optimizer_class(kind)
+    return make([param], lr=0.1, **options), param
+
+
+def _copy(state: State) -> State:
+    """Copy a state; clone, where deepcopy would copy the whole storage behind a slice."""
+    return {
+        key: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        for key, value in state.items()
+    }
+
+
+def _runnable(kind: str, options: dict[str, Any], tensors: list[Tensor]) -> dict[str, Any]:
+    """Switch off the implementations that these tensors' device lacks; the formula stays.
+
+    differentiable steps in place on tensors that are no leaves, and a leaf is what is stepped here.
+    """
+    if options.get("differentiable"):
+        options["differentiable"] = False
+    lacking = [key for key in _implementations(options) if not _all_support(kind, key, tensors)]
+    for key in lacking:
+        options[key] = False if key == "capturable" else None
+    if "capturable" in lacking:  # which alone lets options be tensors
+        for key, value in options.items():
+            if isinstance(value, Tensor) and value.numel() == 1:
+                options[key] = value.item()
+    return options
+
+
+def _implementations(options: dict[str, Any]) -> Iterator[str]:
+    yield from (key for key in ("fused", "capturable") if options.get(key))
+
+
+def _all_support(kind: str, option: str, tensors: list[Tensor]) -> bool:
+    return all(
+        _supports(kind, option, device, dtype)
+        for device, dtype in {(tensor.device, tensor.dtype) for tensor in tensors}
+    )
+
+
+@cache
+def _supports(kind: str, option: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell by one step on a toy, since torch keeps its lists of devices to itself."""
+    param = torch.nn.Parameter(torch.zeros((2, 2), device=device, dtype=dtype))
+    param.grad = torch.ones_like(param)
+    make: Any = optimizer_class(kind)
+    try:
+        make([param], **{option: True}).step()
+    except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError):
+        return False
+    return True
