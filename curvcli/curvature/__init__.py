@@ -1,0 +1,1 @@
+"""Curvature matrices of a Problem, as linear operators."""

@@ -1,0 +1,231 @@
+"""The exact diagonal of the Hessian, tensor by tensor, at the cost of the layer where that is less.
+
+For an nn.Linear, a = W x + b, the second derivative along W_oi is sum over examples of
+x_i^2 d^2L/da_o^2 [Bishop 2006, PRML, eq. 5.79]. Examples do not interact, so one product with
+respect to the layer's outputs gives d^2L/da_o^2 for all examples at once: `out` products downstream
+of the layer instead of `in * out` through the whole model. Applied at T positions of each example
+it takes out * T products, since positions of one example do interact. Everything else takes one
+product per entry, in chunks under vmap.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from curvcli.curvature.compat import second_order
+from curvcli.curvature.memory import held, spare
+from curvcli.problem import Batch, Problem
+
+AGREE = 1e-2
+"""Relative gap to a one-hot product that betrays a layer used in another way than it seems."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters whose diagonals are computed together, and how."""
+
+    names: tuple[str, ...]
+    layer: str | None  # the nn.Linear they belong to; None for one-hot products
+    products: int  # per batch
+
+    @property
+    def method(self) -> str:
+        """Name the way for people."""
+        return "layer" if self.layer is not None else "one-hot"
+
+
+@dataclass(frozen=True)
+class Use:
+    """One application of a linear layer: what went in, and the output as a node of the graph."""
+
+    x: Tensor  # (N, ..., in)
+    a: Tensor  # (N, ..., out)
+
+
+class ExactDiagonal:
+    """Plans and computes exact diagonals; parts are independent of each other."""
+
+    def __init__(self, problem: Problem, memory: float | None = None) -> None:
+        self.problem = problem
+        self.room = spare(problem.like.device) if memory is None else memory
+        self.layers = self._layers()
+
+    @contextlib.contextmanager
+    def engaged(self) -> Iterator[None]:
+        """Hold the model so that it can be differentiated twice."""
+        with self.problem.engaged(), second_order(self.problem.model):
+            yield
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """Divide the parameters, each to the cheaper way."""
+        taken: dict[str, Part] = {}
+        for layer, names in self.layers.items():
+            with self.engaged():
+                uses = self._uses(layer, self.problem.batches[0])[0]
+            if len(uses) != 1 or len(uses[0].x) != self.problem.batches[0].size:
+                continue
+            positions = uses[0].a[0].numel() // uses[0].a.shape[-1]
+            products = positions * uses[0].a.shape[-1]
+            entries = sum(self.problem.params[n].numel() for n in names)
+            if products < entries:
+                part = Part(names, layer, products)
+                taken |= dict.fromkeys(names, part)
+        parts = [
+            taken.get(n) or Part((n,), None, p.numel()) for n, p in self.problem.params.items()
+        ]
+        return list(dict.fromkeys(parts))
+
+    def compute(self, part: Part) -> dict[str, Tensor]:
+        """Compute the diagonals of a part by name, exact to rounding.
+
+        A layer's is held against one-hot products at its largest entry and two others; where they
+        differ (examples that interact, a weight used elsewhere too) all its entries are done so.
+        """
+        with self.engaged():
+            if part.layer is None:
+                return {n: self.one_hot(n) for n in part.names}
+            found = self._by_layer(part)
+            if all(self._verified(n, d) for n, d in found.items()):
+                return found
+            return {n: self.one_hot(n) for n in part.names}
+
+    def one_hot(self, name: str, entries: Tensor | None = None) -> Tensor:
+        """Compute one product per entry: the tensor's diagonal, or (k,) of its flat entries."""
+        p = self.problem.params[name]
+        chosen = torch.arange(p.numel()) if entries is None else entries
+        out = torch.zeros(len(chosen), dtype=p.dtype, device=p.device)
+        for batch in self.problem.batches:
+            share = self.problem.share(batch)
+            (g,) = _grad(share, (p,), create_graph=True)
+            if g is not None and g.requires_grad:
+                # Batched products need about the graph once more for each of them.
+                chunk = self._chunk(batch, p.numel() * p.element_size())
+                ready = [_one_hot_chunk(g, p, rows) for rows in torch.split(chosen, chunk)]
+                out += torch.cat(ready)
+        return out if entries is not None else out.view_as(p)
+
+    def _layers(self) -> dict[str, tuple[str, ...]]:
+        """Find the plain linear layers whose parameters are nobody else's, with their names."""
+        names = {id(p): n for n, p in self.problem.params.items()}
+        owners: dict[int, int] = {}
+        for module in self.problem.model.modules():
+            for p in module._parameters.values():
+                owners[id(p)] = owners.get(id(p), 0) + 1
+        found = {}
+        for path, module in self.problem.model.named_modules():
+            plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+            own = [p for p in module._parameters.values() if p is not None and id(p) in names]
+            if plain and own and all(owners[id(p)] == 1 for p in own):
+                found[path] = tuple(names[id(p)] for p in own)
+        return found
+
+    def _uses(self, layer: str, batch: Batch) -> tuple[list[Use], Tensor]:
+        """Evaluate a batch's share of L, recording how the layer is applied."""
+        uses: list[Use] = []
+
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            uses.append(Use(inputs[0].detach(), output))
+            return output.clone()  # an activation in place must not overwrite what is recorded
+
+        handle = self.problem.model.get_submodule(layer).register_forward_hook(hook)
+        try:
+            share = self.problem.share(batch)
+        finally:
+            handle.remove()
+        return uses, share
+
+    def _by_layer(self, part: Part) -> dict[str, Tensor]:
+        assert part.layer is not None
+        params = {n: self.problem.params[n] for n in part.names}
+        total = {n: torch.zeros_like(p) for n, p in params.items()}
+        for batch in self.problem.batches:
+            (use,), share = self._uses(part.layer, batch)
+            (g,) = _grad(share, (use.a,), create_graph=True)
+            if g is None or not g.requires_grad:
+                continue
+            chunk = self._chunk(batch, use.a.numel() * use.a.element_size())
+            units = torch.split(torch.arange(part.products), chunk)
+            for block in units:
+                weights, biases = _layer_chunk(use, g, block)
+                out = use.a.shape[-1]
+                for n, p in params.items():
+                    rows = biases if p.ndim == 1 else weights
+                    total[n].index_add_(0, (block % out).to(p.device), rows)
+        return {n: t.detach() for n, t in total.items()}
+
+    def _verified(self, name: str, diagonal: Tensor) -> bool:
+        flat = diagonal.reshape(-1)
+        chosen = torch.tensor(sorted({0, len(flat) // 2, int(flat.abs().argmax())}))
+        gap = (self.one_hot(name, chosen) - flat[chosen.to(flat.device)]).abs().max()
+        return bool(gap <= AGREE * flat.abs().max() + torch.finfo(flat.dtype).tiny)
+
+    def _chunk(self, batch: Batch, bytes_each: int) -> int:
+        """Say how many products to batch within the memory there is."""
+        graph = self._graph_bytes
+        return int(max(1, min(64, self.room // max(graph + 2 * bytes_each, 1))))
+
+    @cached_property
+    def _graph_bytes(self) -> int:
+        largest = max(self.problem.batches, key=lambda b: b.size)
+        return held(lambda: self.problem.share(largest), self.problem.like.device)
+
+
+def _grad(
+    share: Tensor, inputs: tuple[Tensor, ...], create_graph: bool
+) -> tuple[Tensor | None, ...]:
+    if not share.requires_grad:
+        return (None,) * len(inputs)
+    return torch.autograd.grad(share, inputs, create_graph=create_graph, allow_unused=True)
+
+
+def _products(g: Tensor, at: Tensor, directions: Tensor) -> Tensor:
+    """Differentiate g along directions (c, *g.shape): (c, *at.shape), batched where possible."""
+    try:
+        (out,) = torch.autograd.grad(
+            g, at, directions, retain_graph=True, is_grads_batched=True,
+            allow_unused=True, materialize_grads=True,
+        )  # fmt: skip
+    except RuntimeError:  # an operation without a batching rule
+        rows = [
+            torch.autograd.grad(
+                g, at, d, retain_graph=True, allow_unused=True, materialize_grads=True
+            )[0]
+            for d in directions
+        ]
+        out = torch.stack(rows)
+    return out.detach()
+
+
+def _one_hot_chunk(g: Tensor, p: Tensor, entries: Tensor) -> Tensor:
+    """Take the diagonal entries (c,) of d g / d p."""
+    rows = torch.arange(len(entries))
+    directions = torch.zeros(len(entries), p.numel(), dtype=p.dtype, device=p.device)
+    directions[rows, entries] = 1.0
+    out = _products(g, p, directions.view(-1, *p.shape))
+    return out.reshape(len(entries), -1)[rows, entries]
+
+
+def _layer_chunk(use: Use, g: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    """Products for the units `block`, numbered position * out + output: rows (c, in) and (c,).
+
+    Unit (t, o) gives h[n, t'] = d^2L / da_nto da_nt'o, and adds
+    sum_n x_nti sum_t' h[n, t'] x_nt'i to row o of the weight's diagonal.
+    """
+    n, out = use.a.shape[0], use.a.shape[-1]
+    x = use.x.reshape(n, -1, use.x.shape[-1])  # (N, T, in)
+    t, o = block // out, block % out
+    directions = torch.zeros(len(block), n, x.shape[1], out, dtype=use.a.dtype, device=use.a.device)
+    directions[torch.arange(len(block)), :, t, o] = 1.0
+    h = _products(g, use.a, directions.view(len(block), *use.a.shape))
+    h = h.view(len(block), n, -1, out)
+    h = h.gather(3, o.to(h.device).view(-1, 1, 1, 1).expand(-1, n, h.shape[2], 1))[
+        ..., 0
+    ]  # (c, N, T)
+    weighted = torch.einsum("cnt,nti->cni", h, x)
+    rows = torch.einsum("cni,cni->ci", weighted, x[:, t].transpose(0, 1))
+    return rows, h.sum(dim=(1, 2))

@@ -1,0 +1,1 @@
+"""Solvers that know symmetric operators and nothing of losses, models or files."""

@@ -1,0 +1,238 @@
+"""Extreme eigenpairs by Lanczos with full reorthogonalisation, run until they have converged.
+
+Lanczos 1950; Parlett 1998, chapter 13. Cost: one product a step; memory: one vector a step. The
+answer is verified by continuing from an independent random vector in the complement of the basis:
+single-vector Lanczos sees one copy of a repeated eigenvalue, and nothing that its start lacks.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvcli.linalg.basis import Basis
+from curvcli.linalg.operator import Counted, LinearOperator
+from curvcli.linalg.ritz import (
+    DOUBT,
+    Ritz,
+    Status,
+    Watch,
+    Which,
+    beyond,
+    missed,
+    radii,
+    small,
+    wanted,
+)
+
+
+@dataclass
+class Run:
+    """A stretch of Lanczos from one random start, and what its last product left outside of Q."""
+
+    begin: int  # how many vectors the basis held before it
+    remainder: Tensor | None  # (n,) float64; None once the run has closed
+    end: int = -1  # index of its last vector
+    beta: float = 0.0  # norm of its remainder when it was formed
+
+
+class Krylov:
+    """An orthonormal basis Q grown by products, with H = Q^T A Q beside it.
+
+    Every run begins at a random vector orthogonal to all before it, so that the first is plain
+    Lanczos, and several together are a block method whose block grows as it turns out to be needed.
+    """
+
+    def __init__(self, A: LinearOperator) -> None:
+        self.A = A
+        self.Q = Basis(A.like)
+        self.H = torch.zeros(0, 0, dtype=torch.float64)
+        self.runs: list[Run] = []
+
+    def start(self, rng: torch.Generator) -> Run | None:
+        """Begin a run; None where the basis already fills the space."""
+        first = self.Q.random(rng)
+        if first is None:
+            return None
+        self.runs.append(Run(begin=len(self.Q), remainder=first))
+        return self.runs[-1]
+
+    def step(self, run: Run) -> None:
+        """Extend a run by one product."""
+        assert run.remainder is not None
+        q = run.remainder.to(self.A.like.dtype)
+        w = self.A.matvec(q).double()
+        self.Q.append(q)
+        coefficients = self.Q.remove(w)
+        self.H = torch.nn.functional.pad(self.H, (0, 1, 0, 1))
+        self.H[-1, :] = self.H[:, -1] = coefficients
+        run.end, run.beta = len(self.Q) - 1, float(w.norm())
+        run.remainder = w / run.beta if run.beta > self.noise else None
+
+    def resume(self, run: Run) -> bool:
+        """Clear a run's remainder of what other runs have taken in since; False if none is left."""
+        if run.remainder is not None:
+            self.Q.remove(run.remainder)
+            left = float(run.remainder.norm())
+            run.remainder = run.remainder / left if run.beta * left > self.noise else None
+        return run.remainder is not None
+
+    @property
+    def norm(self) -> float:
+        """The largest Ritz value in size: a lower estimate of ||A||_2."""
+        return float(torch.linalg.eigvalsh(self.H).abs().max()) if len(self.H) else 0.0
+
+    @property
+    def noise(self) -> float:
+        """The size of a remainder that is rounding: the run has closed an invariant subspace."""
+        return 30 * torch.finfo(self.A.like.dtype).eps * self.norm
+
+    def ritz(self, size: int) -> tuple[Tensor, Tensor]:
+        """Give the Ritz values, ascending (m,), and their coefficients (m, m) in m=size vectors."""
+        theta, S = torch.linalg.eigh(self.H[:size, :size])
+        return theta, S
+
+    def left(self, run: Run, S: Tensor) -> Tensor:
+        """Give the part (k,) of the residuals of the pairs S (m, k) that this run accounts for."""
+        if not 0 <= run.end < len(S):
+            return torch.zeros(S.shape[1], dtype=S.dtype)
+        # Other runs may have taken in a part of the remainder; H holds how much.
+        rest = run.beta**2 - float(self.H[run.end + 1 : len(S), run.end].square().sum())
+        return math.sqrt(max(rest, 0.0)) * S[run.end].abs()
+
+    def residuals(self, S: Tensor) -> Tensor:
+        """Bound the residual norms (k,) of the pairs with coefficients S (m, k)."""
+        return torch.stack([self.left(r, S) for r in self.runs]).sum(dim=0)
+
+
+def lanczos(
+    A: LinearOperator,
+    top: int,
+    tolerance: float,
+    rng: torch.Generator,
+    *,
+    which: Which = "largest",
+    max_matvecs: int = 1000,
+    watch: Watch | None = None,
+) -> Ritz:
+    """Find extreme eigenpairs to a relative residual of `tolerance`.
+
+    A residual is held against the eigenvalue's own size, or FLOOR times the norm where that is
+    more. `which="both"` gives `top` from either end. Ctrl-C ends it with what is known.
+    """
+    counted = Counted(A)
+    K = Krylov(counted)
+    search = _Search(K, min(top, A.size), which, tolerance)
+    status: Status = "max_matvecs"
+    run = K.start(rng)
+    try:
+        while run and counted.matvecs < max_matvecs - 1:  # one product is kept for _finish
+            K.step(run)
+            if status == "unverified" and not search.contributes(run):
+                if search.doubt(run) <= DOUBT:
+                    status = "converged"
+                    break
+                continue
+            search.size = len(K.Q)
+            if watch:
+                watch(counted.matvecs, None, *search.leader())
+            fulfilled = search.fulfilled()
+            status = "unverified" if fulfilled else "max_matvecs"
+            run = (None if fulfilled else search.neediest()) or K.start(rng)
+        if run is None:  # the basis fills the space: nothing can have been missed
+            status = "converged"
+    except KeyboardInterrupt:
+        status = "interrupted"
+    return _finish(counted, search, status)
+
+
+@dataclass
+class _Search:
+    """What is asked of a Krylov space, and how far its first `size` vectors fulfil it."""
+
+    K: Krylov
+    top: int
+    which: Which
+    tolerance: float
+    size: int = 0
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Give the wanted values (k,) and their coefficients (m, k)."""
+        theta, S = self.K.ritz(self.size)
+        chosen, _ = wanted(theta, self.top, self.which)
+        return theta[chosen], S[:, chosen]
+
+    def leader(self) -> tuple[float, float]:
+        """Give the most wanted value and its residual."""
+        theta, S = self.pairs()
+        return float(theta[0]), float(self.K.residuals(S[:, :1])[0])
+
+    def fulfilled(self) -> bool:
+        """Decide whether every wanted pair is there and has a small residual."""
+        theta, S = self.pairs()
+        count = min(self.top * (2 if self.which == "both" else 1), self.K.A.size)
+        return len(theta) == count and small(
+            self.K.residuals(S), theta, self.K.norm, self.tolerance
+        )
+
+    def neediest(self) -> Run | None:
+        """Find the run whose remainder weighs most in the wanted pairs; None if all are closed."""
+        _, S = self.pairs()
+        runs = [r for r in self.K.runs if r.remainder is not None]
+        runs.sort(key=lambda r: -float(self.K.left(r, S).max()))
+        return next((r for r in runs if self.K.resume(r)), None)
+
+    def _ends(self, run: Run) -> tuple[Tensor, tuple[float, float]]:
+        """Give the run's own Ritz values, and the edges beyond which they would be wanted."""
+        own = torch.linalg.eigvalsh(self.K.H[run.begin :, run.begin :])
+        theta, _ = self.K.ritz(self.size)
+        return own, beyond(theta, self.top, self.which, self.K.norm)
+
+    def contributes(self, run: Run) -> bool:
+        """Decide whether the run, begun to look for what was missed, has found something."""
+        own, (low, high) = self._ends(run)
+        # Written so that nan, too few values known before this run, counts as found.
+        return not (float(own[-1]) <= high and float(own[0]) >= low)
+
+    def doubt(self, run: Run) -> float:
+        """Bound the probability that the complement before this run hides a wanted value."""
+        if run.begin != self.size or len(self.K.Q) == self.size:
+            return 1.0
+        if run.remainder is None:  # the run closed: it holds every value of the complement
+            return 0.0
+        own, (low, high) = self._ends(run)
+        steps, n = len(own), self.K.A.size - run.begin
+        theta, _ = self.K.ritz(len(self.K.Q))
+        up = missed(steps, n, high, float(own[-1]), float(theta[0]))
+        return min(1.0, up + missed(steps, n, low, float(own[0]), float(theta[-1])))
+
+
+def _finish(A: Counted, search: _Search, status: Status) -> Ritz:
+    """Form the vectors, and hold the first against one true product."""
+    K, Q = search.K, search.K.Q
+    doubt = 0.0 if len(Q) >= A.size else search.doubt(K.runs[-1])
+    found, search.size = search.size, len(Q)
+    if not search.fulfilled():  # the search for missed ones has not sharpened the answer
+        search.size = found or len(Q)
+    theta, S = search.pairs()
+    residuals = K.residuals(S)
+    spread = torch.nn.functional.pad(S.T, (0, len(Q) - search.size))  # (k, m)
+    vectors = torch.stack([Q.combine(s) for s in spread])  # (k, n) float64
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    rounding = 8 * torch.finfo(A.like.dtype).eps * K.norm
+    if status != "interrupted":
+        product = A.matvec(vectors[0].to(A.like.dtype)).double()
+        true = float((product - theta[0] * vectors[0]).norm())
+        # What the recurrence does not explain is rounding, in the products and in the basis.
+        rounding = max(rounding, math.sqrt(max(0.0, true**2 - float(residuals[0]) ** 2)))
+    residuals = (residuals.square() + rounding**2).sqrt()
+    return Ritz(
+        values=theta,
+        vectors=vectors.to(A.like.dtype),
+        residuals=residuals,
+        radius=radii(theta, residuals),
+        doubt=doubt,
+        matvecs=A.matvecs,
+        status=status,
+    )

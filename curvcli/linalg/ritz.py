@@ -1,0 +1,128 @@
+"""Approximate eigenpairs, which of them are wanted, and how sure one may be of them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Which = Literal["largest", "smallest", "both", "magnitude"]
+Status = Literal["converged", "unverified", "max_matvecs", "interrupted"]
+Watch = Callable[[int, int | None, float | None, float | None], None]
+
+FLOOR = 0.01
+"""Below this share of the norm, residuals are held against this share of the norm."""
+
+DOUBT = 0.05
+"""The probability of a missed eigenvalue at which the search for one ends."""
+
+SLACK = 0.05
+"""By how much of its size an eigenvalue must lie beyond the last wanted one to count as missed."""
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """Approximate eigenpairs of a symmetric operator, most wanted first.
+
+    values:    (k,) float64, Rayleigh quotients
+    vectors:   (k, n), orthonormal
+    residuals: (k,) float64, ||A y - theta y||: [theta - r, theta + r] contains an eigenvalue
+    radius:    (k,) float64, half-widths of intervals that contain k different eigenvalues, one each
+    doubt:     bound on the probability that an eigenvalue beyond the last one was missed
+    matvecs:   products used, verification included
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    radius: Tensor
+    doubt: float
+    matvecs: int
+    status: Status
+
+    @property
+    def converged(self) -> bool:
+        """Whether every residual met the tolerance and the search for missed ones ended."""
+        return self.status == "converged"
+
+
+def wanted(theta: Tensor, top: int, which: Which) -> tuple[list[int], int]:
+    """Say which of the ascending `theta` (m,) are asked for, most wanted first.
+
+    The second number tells how many of them stand at the upper end of the spectrum.
+    """
+    m = len(theta)
+    up, down = list(range(m - 1, -1, -1)), list(range(m))
+    if which == "largest":
+        return up[:top], min(top, m)
+    if which == "smallest":
+        return down[:top], 0
+    if which == "both":
+        first = up[:top]
+        return first + [i for i in down[:top] if i not in first], len(first)
+    chosen = sorted(range(m), key=lambda i: -abs(float(theta[i])))[:top]
+    return chosen, sum(float(theta[i]) >= 0 for i in chosen)
+
+
+def small(residuals: Tensor, theta: Tensor, norm: float, tolerance: float) -> bool:
+    """Decide whether residuals are small against their eigenvalues (or against FLOOR * norm)."""
+    return bool((residuals <= tolerance * theta.abs().clamp_min(FLOOR * norm)).all())
+
+
+def radii(theta: Tensor, residuals: Tensor) -> Tensor:
+    """Widen residuals to half-widths of intervals that hold k different eigenvalues, one each.
+
+    A lone interval needs its own residual only. In a cluster of overlapping intervals, k Ritz
+    values with an orthonormal basis lie within ||R||_2 <= ||r||_2 of k eigenvalues, one each
+    [Parlett 1998, The Symmetric Eigenvalue Problem, theorem 11.5.1].
+    """
+    order = torch.argsort(theta)
+    out = residuals.clone()
+    cluster: list[int] = []
+    reach = -math.inf
+    for i in [int(j) for j in order]:
+        if cluster and float(theta[i] - residuals[i]) > reach:
+            cluster, reach = [], -math.inf
+        cluster.append(i)
+        reach = max(reach, float(theta[i] + residuals[i]))
+        out[cluster] = residuals[cluster].norm() if len(cluster) > 1 else residuals[cluster]
+    return out
+
+
+def beyond(theta: Tensor, top: int, which: Which, norm: float) -> tuple[float, float]:
+    """Say below and above which value an eigenvalue would belong among the wanted ones.
+
+    `theta` (m,) ascending. An infinite value stands for an end that nobody asked about, nan for
+    one where fewer are known than are wanted.
+    """
+    chosen, upper = wanted(theta, top, which)
+    low, high = -math.inf, math.inf
+    if which == "magnitude":
+        edge = float(theta[chosen].abs().min()) if len(chosen) == top else math.nan
+        low, high = -edge, edge
+    if which in ("largest", "both"):
+        high = float(theta[chosen[upper - 1]]) if upper == top else math.nan
+    if which in ("smallest", "both"):
+        known = len(theta) >= (2 * top if which == "both" else top)
+        low = float(theta[top - 1]) if known else math.nan
+    return low - SLACK * max(abs(low), FLOOR * norm), high + SLACK * max(abs(high), FLOOR * norm)
+
+
+def missed(steps: int, n: int, edge: float, found: float, other: float) -> float:
+    """Bound the probability that an eigenvalue beyond `edge` escaped a random start.
+
+    `steps` products of Lanczos from a uniformly random vector of R^n have found the extreme value
+    `found` at that end, not beyond `edge`, and `other` is at or beyond the opposite end. Had there
+    been an eigenvalue beyond `edge`, the relative error of `found` would exceed
+    epsilon = (edge - found) / (edge - other), which has at most the probability
+    1.648 sqrt(n) exp(-sqrt(epsilon) (2 steps - 1)) [Kuczynski and Wozniakowski 1992,
+    doi:10.1137/0613066, theorem 4.2].
+    """
+    if math.isinf(edge) or steps >= n:
+        return 0.0
+    if not (edge - found) * (edge - other) > 0:
+        return 1.0
+    epsilon = min((edge - found) / (edge - other), 1.0)
+    return min(1.0, 1.648 * math.sqrt(n) * math.exp(-math.sqrt(epsilon) * (2 * steps - 1)))
