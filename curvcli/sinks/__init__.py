@@ -1,0 +1,123 @@
+"""Renderings of a report by the name of their format: table, csv, json."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from curvcli.errors import CurvError
+from curvcli.report import Report
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the place where a report is read can show."""
+
+    width: int | None = None
+    color: bool = False
+    plain: bool = False
+    encoding: str = "utf-8"
+
+
+@dataclass(frozen=True)
+class Sink:
+    """One format: the suffix of its files, and how a report is written in it."""
+
+    suffix: str
+    write: Callable[[Report, Look], str]
+
+
+# rich and pandas are imported where they are used: `curv --help` needs neither sink.
+
+
+def _table(report: Report, look: Look) -> str:
+    from curvcli.sinks import human
+
+    return human.render(
+        report, width=look.width, color=look.color, plain=look.plain, encoding=look.encoding
+    )
+
+
+def _csv(report: Report, look: Look) -> str:
+    from curvcli.sinks import data
+
+    if len(report.results) != 1:
+        raise CurvError(
+            "E_USAGE",
+            f"csv holds one analysis; this report has {len(report.results)}",
+            "write them with --out DIR/",
+        )
+    (result,) = report.results.values()
+    return data.to_csv(result)
+
+
+def _json(report: Report, look: Look) -> str:
+    from curvcli.sinks import data
+
+    return data.to_json(report)
+
+
+FORMATS: Final[dict[str, Sink]] = {
+    "table": Sink(".txt", _table),
+    "csv": Sink(".csv", _csv),
+    "json": Sink(".json", _json),
+}
+
+
+def render(
+    report: Report,
+    format: str,
+    *,
+    width: int | None = None,
+    color: bool = False,
+    plain: bool = False,
+    encoding: str = "utf-8",
+) -> str:
+    """Write a report in one of FORMATS; all but the table look the same everywhere.
+
+    Raises: CurvError (E_USAGE) where the format is unknown, or is csv and the report has not
+    exactly one result.
+    """
+    if format not in FORMATS:
+        raise CurvError("E_USAGE", f"no format {format!r}", f"choose from {', '.join(FORMATS)}")
+    return FORMATS[format].write(report, Look(width, color, plain, encoding))
+
+
+def format_of(path: Path) -> str:
+    """Name the format that a file's suffix asks for.
+
+    Raises: CurvError (E_USAGE) where no format has that suffix.
+    """
+    for name, sink in FORMATS.items():
+        if path.suffix.lower() == sink.suffix:
+            return name
+    known = ", ".join(sink.suffix for sink in FORMATS.values())
+    raise CurvError(
+        "E_USAGE",
+        f"{str(path)!r} ends in no suffix of a format",
+        f"use one of {known}, or say --format",
+    )
+
+
+def files(report: Report) -> dict[str, str]:
+    """Write what a folder gets: the document, the table, and one CSV file per result."""
+    from curvcli.sinks import data
+
+    written = {
+        "report.json": FORMATS["json"].write(report, Look()),
+        "report.txt": FORMATS["table"].write(report, Look()),
+    }
+    for name, result in report.results.items():
+        written[_free(name, written)] = data.to_csv(result)
+    return written
+
+
+def _free(name: str, taken: dict[str, str]) -> str:
+    """Make a file name of a result's name, which a document may have from anywhere."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:100] or "_"
+    candidate, count = f"{stem}.csv", 1
+    while candidate.lower() in (t.lower() for t in taken):
+        count += 1
+        candidate = f"{stem}-{count}.csv"
+    return candidate

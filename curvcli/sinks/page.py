@@ -1,0 +1,206 @@
+"""A page of text for a terminal: paragraphs, lists and tables that fold and lose nothing."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Final
+
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len, chop_cells
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from curvcli.sinks.text import PLUS_MINUS, clean, encodable
+
+GAP: Final = 2
+NARROWEST: Final = 16
+"""Text is not folded into less where another shape is left; nor is a terminal narrower."""
+HANG: Final = 2
+UNLIMITED: Final = 1 << 30
+WORD: Final = r"\s*\S+(?: (?:±|\+/-) \S+)*\s*|\s+"
+"""What a line holds whole where it can: a number keeps its error."""
+PLACES: Final = (r"\S+\s*|\s+", r"[^./:]*[./:]+|[^./:]+", r"[^_-]*[_-]+|[^_-]+")
+"""Where a longer word is cut, from the best place to the worst: tensors' names at their dots."""
+TAIL: Final = r"(?:\x1b\[[\d;]*m| )+$"
+"""Blanks at the end of a line, where rich fills up the last column."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column as it is shown."""
+
+    title: str
+    cells: list[str]
+    numeric: bool
+
+    def least(self) -> int:
+        """Give the width below which a number, or a word of the title, would break."""
+        words = max(map(cell_len, self.title.split()), default=0)
+        cells = max(map(cell_len, self.cells), default=0)
+        return max(words, cells if self.numeric else min(cells, NARROWEST), 1)
+
+    def natural(self) -> int:
+        """Give the width at which nothing is folded."""
+        return max(map(cell_len, (self.title, *self.cells)))
+
+    def folded(self, text: str, width: int) -> str:
+        """Fold text into the column: numbers and their titles stand to the right."""
+        lines = [text] if cell_len(text) <= width else _fold(text, width)
+        if self.numeric:
+            lines = [" " * (width - cell_len(line)) + line for line in lines]
+        return "\n".join(lines)
+
+
+class Page:
+    """Lines no wider than the terminal, collected, then drawn at once."""
+
+    def __init__(self, width: int | None, encoding: str, *, ruled: bool) -> None:
+        self.width = UNLIMITED if width is None else max(width, NARROWEST)
+        self.encoding = encoding
+        self.box = SIMPLE_HEAD if ruled and self.fit("─") == "─" else None
+        self.parts: list[Text | Padding] = []
+
+    def fit(self, text: str) -> str:
+        """Spell what the encoding lacks; before anything is measured."""
+        return encodable(text, self.encoding)
+
+    def blank(self) -> None:
+        """Leave a line free, unless nothing stands above it."""
+        if self.parts:
+            self.parts.append(Text())
+
+    def say(
+        self, body: str, start: tuple[str, str] = ("", ""), indent: int = 0, hang: int = 0
+    ) -> None:
+        """Add a paragraph: a styled start, then the body, its further lines hanging by `hang`."""
+        indent = min(indent, self.width - NARROWEST)
+        margin = min(indent + hang, self.width - NARROWEST)
+        head, body = self.fit(start[0]), self.fit(body)
+        if indent + cell_len(head) > self.width:
+            head, body = "", head + body
+        first = Text(" " * indent).append(head, style=start[1])
+        lines = _fold(body, self.width - margin, first.cell_len - margin)
+        self.parts.append(first.append(lines[0]))
+        self.parts.extend(Text(" " * margin + line) for line in lines[1:])
+
+    def pairs(self, pairs: Iterable[tuple[str, str]], indent: int = 0, style: str = "") -> None:
+        """Add names and values, aligned in two columns where there is room for that."""
+        fitted = [(self.fit(clean(name)), self.fit(clean(value))) for name, value in pairs]
+        column = max((cell_len(name) for name, _ in fitted), default=0) + GAP
+        aligned = indent + column + NARROWEST <= self.width
+        for name, value in fitted:
+            if aligned:
+                pad = " " * (column - cell_len(name))
+                self.say(pad + value, (name, style), indent, column)
+            else:
+                self.say(f" {value}", (f"{name}:", style), indent, HANG)
+
+    def table(self, fields: Sequence[Field], indent: int) -> None:
+        """Add a table; one block of lines per row where not even its numbers fit."""
+        fitted = [
+            Field(self.fit(f.title), self._lined_up([*map(self.fit, f.cells)]), f.numeric)
+            for f in fields
+        ]
+        widths = _widths(fitted, self.width - indent - GAP * (len(fitted) - 1))
+        if widths is None:
+            self._blocks(fitted, indent)
+            return
+        # A rule brings a column of its own between two columns.
+        padding = (0, 0, 0, GAP - (self.box is not None))
+        table = Table(box=self.box, show_edge=False, pad_edge=False, padding=padding)
+        table.border_style = "dim"
+        for f, width in zip(fitted, widths, strict=True):
+            header = Text(f.folded(f.title, width), style="bold")
+            table.add_column(header, width=width, no_wrap=True, overflow="fold")
+        folded = [
+            [f.folded(cell, width) for cell in f.cells]
+            for f, width in zip(fitted, widths, strict=True)
+        ]
+        for row in zip(*folded, strict=True):
+            table.add_row(*map(Text, row))
+        self.parts.append(Padding(table, (0, 0, 0, indent), expand=False))
+
+    def _lined_up(self, cells: list[str]) -> list[str]:
+        """Put the ± of a column below each other."""
+        sign = self.fit(PLUS_MINUS)
+        errors = [cell_len(cell) - cell_len(cell.partition(sign)[0]) for cell in cells]
+        most = max(errors, default=0)
+        return [cell + " " * (most - e) for cell, e in zip(cells, errors, strict=True)]
+
+    def _blocks(self, fields: Sequence[Field], indent: int) -> None:
+        for row in zip(*(f.cells for f in fields), strict=True):
+            for i, (f, cell) in enumerate(zip(fields, row, strict=True)):
+                margin = indent if i == 0 else 2 * indent
+                self.say(f"{f.title}: {cell.strip()}", indent=margin, hang=HANG)
+
+    def drawn(self, *, color: bool) -> str:
+        """Draw what was collected."""
+        console = Console(
+            file=StringIO(),
+            width=UNLIMITED,
+            force_terminal=color,
+            color_system="standard" if color else None,
+            legacy_windows=False,
+            force_jupyter=False,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            _environ={},  # the caller has judged NO_COLOR, FORCE_COLOR and COLUMNS
+        )
+        with console.capture() as capture:
+            for part in self.parts:
+                console.print(part, soft_wrap=True)
+        return re.sub(TAIL, _closed, capture.get(), flags=re.MULTILINE)
+
+
+def _closed(tail: re.Match[str]) -> str:
+    return "\x1b[0m" if "\x1b" in tail.group() else ""
+
+
+def _widths(fields: Sequence[Field], room: int) -> list[int] | None:
+    """Share the room among columns: text first, then titles; None where the numbers do not fit."""
+    widths = [f.least() for f in fields]
+    spare = room - sum(widths)
+    if spare < 0:
+        return None
+    for i in sorted(range(len(fields)), key=lambda i: fields[i].numeric):
+        more = min(spare, fields[i].natural() - widths[i])
+        widths[i] += more
+        spare -= more
+    return widths
+
+
+def _fold(text: str, width: int, taken: int = 0) -> list[str]:
+    """Break text into lines of `width` cells, of which the first has `taken` less."""
+    lines, line, room = [], "", width - taken
+    for i, paragraph in enumerate(text.split("\n")):
+        if i:
+            lines.append(line)
+            line, room = "", width
+        for piece in _pieces(paragraph, width):
+            if cell_len(line + piece.rstrip()) > room:
+                lines.append(line.rstrip())
+                line, room = piece.lstrip(), width
+            else:
+                line += piece
+    return [*lines, line.rstrip()]
+
+
+def _pieces(text: str, width: int) -> Iterator[str]:
+    """Cut text where a line may end: after words; in long words at the best place that helps."""
+    pieces: list[str] = re.findall(WORD, text)
+    for place in PLACES:
+        pieces = [
+            part
+            for piece in pieces
+            for part in ([piece] if _fits(piece, width) else re.findall(place, piece))
+        ]
+    for piece in pieces:
+        yield from [piece] if _fits(piece, width) else chop_cells(piece, width)
+
+
+def _fits(piece: str, width: int) -> bool:
+    return cell_len(piece.strip()) <= width
