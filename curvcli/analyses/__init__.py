@@ -1,0 +1,21 @@
+"""The questions that curv answers; adding one is a file here and a line in ANALYSES."""
+
+from curvcli.analyses.base import Analysis
+from curvcli.analyses.diag import Diag
+from curvcli.analyses.eig import Eig
+from curvcli.analyses.gradcheck import Gradcheck
+from curvcli.analyses.hvp import Hvp
+from curvcli.analyses.ratio import Ratio
+
+ANALYSES: tuple[type[Analysis], ...] = (
+    Gradcheck,
+    Eig,
+    Diag,
+    Hvp,
+    Ratio,
+)
+
+
+def registry() -> dict[str, type[Analysis]]:
+    """Map names to analyses, in the order in which they are shown and run."""
+    return {kind.name: kind for kind in ANALYSES}

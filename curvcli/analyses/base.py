@@ -1,0 +1,69 @@
+"""What an analysis is: options that are its fields, a question that is its docstring, an answer."""
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from curvcli.options import Options
+from curvcli.report import Check, Metric, Result, columns, rows_of
+
+if TYPE_CHECKING:
+    from curvcli.problem import Problem
+    from curvcli.work import Work
+
+
+class Analysis(Options):
+    """One question about a Problem.
+
+    A subclass names itself, declares its options as fields, its rows as a dataclass of columns, and
+    answers in `run`. Nothing else is needed: the command, its help, the YAML key, the Python call
+    and every sink follow from these.
+    """
+
+    name: ClassVar[str]
+    Row: ClassVar[type]
+
+    @abstractmethod
+    def run(self, problem: "Problem", work: "Work") -> Result:
+        """Answer the question.
+
+        Raises: CurvError where the question cannot be answered for this model.
+        """
+
+    def result(
+        self,
+        headline: str,
+        *,
+        rows: Sequence[Any] = (),
+        metrics: Mapping[str, Metric] | None = None,
+        checks: Sequence[Check] = (),
+        notes: Sequence[str] = (),
+        interrupted: bool = False,
+    ) -> Result:
+        """Put an answer together; numbers only, tensors stop here."""
+        return Result(
+            name=self.name,
+            question=self.question(),
+            headline=headline,
+            columns=columns(self.Row),
+            rows=rows_of(rows),
+            metrics=dict(metrics or {}),
+            checks=tuple(checks),
+            notes=tuple(notes),
+            options=self.model_dump(),
+            interrupted=interrupted,
+        )
+
+    def answer(self, problem: "Problem", work: "Work") -> Result:
+        """Run on a problem whose model is held in its mode, and take the time."""
+        start = time.perf_counter()
+        with problem.engaged():
+            result = self.run(problem, work)
+        return replace(result, seconds=time.perf_counter() - start)
+
+    @classmethod
+    def question(cls) -> str:
+        """Give the first line of the docstring: the question."""
+        return (cls.__doc__ or "").strip().splitlines()[0]

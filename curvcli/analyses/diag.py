@@ -1,0 +1,192 @@
+"""The diagonal of the Hessian, exact or estimated, summed up tensor by tensor."""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from curvcli.analyses.base import Analysis
+from curvcli.errors import CurvError
+from curvcli.options import option
+from curvcli.report import Metric, Result, column
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from curvcli.curvature.diagonal import ExactDiagonal, Part
+    from curvcli.problem import Problem
+    from curvcli.work import Work
+
+PATIENCE = 60.0
+"""Seconds up to which `auto` computes the exact diagonal where no --budget is given."""
+
+
+@dataclass(frozen=True)
+class DiagRow:
+    """The diagonal entries of one parameter tensor."""
+
+    tensor: str = column("tensor")
+    method: str = column("method")
+    entries: int = column("entries", "count")
+    trace: float = column("trace", "real", error="stderr")
+    stderr: float | None = column("std. error", "relative")
+    mean: float = column("mean", "real")
+    least: float = column("min", "real")
+    most: float = column("max", "real")
+    negative: float = column("negative", "percent")
+    typical_stderr: float | None = column("std. error of an entry", "relative", detail=True)
+
+
+class Diag(Analysis):
+    """Which parameters does the loss bend along: the diagonal of the Hessian?
+
+    Exact at the cost of the layer where the model's linear layers allow it, by one product per
+    entry elsewhere, or estimated from random probes with a standard error. The sum over a tensor is
+    its share of the trace.
+    """
+
+    name: ClassVar[str] = "diag"
+    Row: ClassVar[type] = DiagRow
+
+    method: Literal["auto", "exact", "hutchinson"] = option(
+        "auto", "auto is exact where that fits the budget"
+    )
+    probes: int = option(100, "random probes of the estimate", ge=2)
+
+    def run(self, problem: "Problem", work: "Work") -> Result:
+        """Plan, then compute what the budget allows or what was asked for."""
+        if self.method == "hutchinson":
+            return self._estimate(problem, work, ())
+        problem.probe()
+        from curvcli.curvature.diagonal import ExactDiagonal
+
+        exact = ExactDiagonal(problem, work.memory)
+        products = sum(p.products for p in exact.parts) * len(problem.batches)
+        seconds = self._plan(exact)
+        plan = f"exact diagonal: {products:,} products, about {_time(seconds)}"
+        limit = work.budget or (PATIENCE if self.method == "auto" else None)
+        if limit is None or seconds <= limit:
+            work.tell(plan)
+            return self._exact(exact, work, products)
+        if self.method == "exact":
+            raise CurvError(
+                "E_BUDGET",
+                f"{plan}, over the budget of {_time(limit)}",
+                f"--method hutchinson takes {self.probes} products, or raise --budget",
+            )
+        note = f"{plan}, over {_time(limit)}: estimated instead; --method exact insists"
+        return self._estimate(problem, work, (note,))
+
+    def _plan(self, exact: "ExactDiagonal") -> float:
+        """Measure a few products of each part on one batch, and scale to all of them."""
+        from dataclasses import replace
+
+        import torch
+
+        first = replace(exact.problem, batches=exact.problem.batches[:1])
+        total = 0.0
+        for part in exact.parts:
+            name, count = part.names[0], exact.problem.params[part.names[0]].numel()
+            few = torch.arange(min(16, count))
+            one = type(exact)(first, exact.room)
+            start = time.perf_counter()
+            with one.engaged():
+                one.one_hot(name, few)
+            each = (time.perf_counter() - start) / len(few)
+            total += each * part.products * len(exact.problem.batches)
+        return total
+
+    def _exact(self, exact: "ExactDiagonal", work: "Work", products: int) -> Result:
+        watch = work.announce("exact diagonal")
+        done: dict[str, tuple[Part, Tensor]] = {}
+        interrupted = False
+        try:
+            count = 0
+            for part in exact.parts:
+                for name, d in exact.compute(part).items():
+                    done[name] = (part, d)
+                count += part.products * len(exact.problem.batches)
+                trace = sum(float(d.double().sum()) for _, d in done.values())
+                watch(count, products, trace, None)
+        except KeyboardInterrupt:
+            interrupted = True
+        rows = [
+            _row(name, done[name][0].method, done[name][1], None, None)
+            for name in exact.problem.names
+            if name in done
+        ]
+        notes = []
+        if interrupted:
+            notes.append(f"{len(rows)} of {len(exact.problem.names)} tensors are complete")
+        return self._told(rows, None, products, notes, interrupted)
+
+    def _estimate(self, problem: "Problem", work: "Work", notes: tuple[str, ...]) -> Result:
+        from curvcli.curvature.hessian import TITLES, hessian
+        from curvcli.linalg.diagonal import hutchinson_diagonal
+
+        chosen = hessian(problem, work)
+        slices = problem.layout.slices
+        found = hutchinson_diagonal(
+            chosen.operator, self.probes, work.rng, list(slices.values()),
+            work.announce("trace by probes"),
+        )  # fmt: skip
+        if found.probes == 0:
+            return self.result("nothing is known yet", notes=notes, interrupted=True)
+        rows = [
+            _row(n, "hutchinson", found.mean[s], found.block(i)[1], float(found.stderr[s].median()))
+            for i, (n, s) in enumerate(slices.items())
+        ]
+        said = [f"products by {TITLES[chosen.method]}", *chosen.notes, *notes]
+        said.append("min, max and negative are of the estimates, noise included")
+        return self._told(rows, found.trace()[1], found.probes, said, found.interrupted)
+
+    def _told(
+        self,
+        rows: list[DiagRow],
+        stderr: float | None,
+        products: int,
+        notes: list[str],
+        interrupted: bool,
+    ) -> Result:
+        if not rows:
+            return self.result("nothing is complete yet", notes=notes, interrupted=True)
+        trace = sum(r.trace for r in rows)
+        largest = max(rows, key=lambda r: abs(r.trace))
+        share = largest.trace / trace if trace else 0.0
+        sure = f" ± {stderr:.2g}" if stderr is not None else ""
+        label = "trace so far" if interrupted and stderr is None else "trace"
+        return self.result(
+            f"{label} {trace:.5g}{sure}, {share:.0%} of it in {largest.tensor}",
+            rows=rows,
+            metrics={
+                "trace": Metric(trace, "trace", "real", stderr),
+                "largest": Metric(max(r.most for r in rows), "largest entry", "real"),
+                "least": Metric(min(r.least for r in rows), "least entry", "real"),
+                "products": Metric(products, "products planned", "count"),
+            },
+            notes=notes,
+            interrupted=interrupted,
+        )
+
+
+def _row(
+    name: str, method: str, d: "Tensor", stderr: float | None, typical: float | None
+) -> DiagRow:
+    entries = d.double()
+    return DiagRow(
+        tensor=name,
+        method=method,
+        entries=d.numel(),
+        trace=float(entries.sum()),
+        stderr=stderr,
+        mean=float(entries.mean()),
+        least=float(entries.min()),
+        most=float(entries.max()),
+        negative=float((entries < 0).double().mean()),
+        typical_stderr=typical,
+    )
+
+
+def _time(seconds: float) -> str:
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -1,0 +1,148 @@
+"""Extreme eigenvalues of the Hessian, each with an interval that holds it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from curvcli.analyses.base import Analysis
+from curvcli.options import option
+from curvcli.report import Check, Metric, Result, column
+
+if TYPE_CHECKING:
+    from curvcli.linalg.ritz import Ritz
+    from curvcli.problem import Problem
+    from curvcli.work import Work
+
+
+@dataclass(frozen=True)
+class EigRow:
+    """One eigenvalue: [low, high] holds it; `residual` is ||H y - theta y||."""
+
+    index: int = column("#", "count")
+    eigenvalue: float = column("eigenvalue", "real", error="radius")
+    radius: float = column("radius", "relative")
+    low: float = column("low", "real")
+    high: float = column("high", "real")
+    residual: float = column("residual", "relative")
+
+
+class Eig(Analysis):
+    """How sharp is the loss here: the extreme eigenvalues of the Hessian?
+
+    Lanczos with full reorthogonalisation runs until the pairs asked for have converged, then looks
+    from an independent random start for an eigenvalue that it may have missed. Every interval holds
+    an eigenvalue, and k intervals hold k different ones.
+    """
+
+    name: ClassVar[str] = "eig"
+    Row: ClassVar[type] = EigRow
+
+    top: int = option(5, "how many eigenvalues", ge=1, short="-k")
+    which: Literal["largest", "smallest", "both", "magnitude"] = option(
+        "largest", "which end of the spectrum; both gives that many from either end"
+    )
+    tolerance: float = option(1e-2, "relative residual at which a pair counts", gt=0, le=0.5)
+    method: Literal["lanczos", "power"] = option("lanczos", "power iteration is there to compare")
+    max_matvecs: int = option(500, "products after which to give up", ge=2)
+
+    def run(self, problem: "Problem", work: "Work") -> Result:
+        """Find the pairs and put their certificates beside them."""
+        from curvcli.curvature.hessian import TITLES, hessian
+        from curvcli.linalg.lanczos import lanczos
+        from curvcli.linalg.power import power
+
+        if self.method == "power" and self.which == "both":
+            from curvcli.errors import CurvError
+
+            raise CurvError(
+                "E_USAGE",
+                "power iteration finds eigenvalues by size, not both ends",
+                "use --method lanczos, or --which magnitude",
+            )
+        chosen = hessian(problem, work)
+        solve = lanczos if self.method == "lanczos" else power
+        ritz = solve(
+            chosen.operator,
+            self.top,
+            self.tolerance,
+            work.rng,
+            which=self.which,
+            max_matvecs=self.max_matvecs,
+            watch=work.announce("eigenvalues"),
+        )
+        notes = [f"products by {TITLES[chosen.method]}", *chosen.notes]
+        if len(ritz.values) == 0:
+            return self.result("no eigenvalue is known yet", notes=notes, interrupted=True)
+        rows = self._rows(ritz)
+        return self.result(
+            self._headline(rows),
+            rows=rows,
+            metrics=self._metrics(rows, ritz),
+            checks=[self._convergence(ritz), self._search(ritz)],
+            notes=notes,
+            interrupted=ritz.status == "interrupted",
+        )
+
+    def _rows(self, ritz: "Ritz") -> list[EigRow]:
+        theta, radius = ritz.values.tolist(), ritz.radius.tolist()
+        return [
+            EigRow(i + 1, t, r, t - r, t + r, s)
+            for i, (t, r, s) in enumerate(zip(theta, radius, ritz.residuals.tolist(), strict=True))
+        ]
+
+    def _headline(self, rows: list[EigRow]) -> str:
+        if self.which == "smallest":
+            return f"smallest eigenvalue {rows[0].eigenvalue:.5g} ± {rows[0].radius:.1g}"
+        said = f"largest eigenvalue {rows[0].eigenvalue:.5g} ± {rows[0].radius:.1g}"
+        if self.which == "magnitude":
+            return said.replace("largest eigenvalue", "eigenvalue largest in size")
+        if self.which == "both":
+            least = rows[min(self.top, len(rows) - 1)]
+            said += f", smallest {least.eigenvalue:.5g} ± {least.radius:.1g}"
+        return said
+
+    def _metrics(self, rows: list[EigRow], ritz: "Ritz") -> dict[str, Metric]:
+        most = max(rows, key=lambda r: r.eigenvalue)
+        least = min(rows, key=lambda r: r.eigenvalue)
+        found = {}
+        if self.which in ("largest", "both"):
+            found["lambda_max"] = Metric(most.eigenvalue, "largest eigenvalue", "real", most.radius)
+        if self.which in ("smallest", "both"):
+            found["lambda_min"] = Metric(
+                least.eigenvalue, "smallest eigenvalue", "real", least.radius
+            )
+        if self.which == "magnitude":
+            found["spectral_norm"] = Metric(
+                abs(rows[0].eigenvalue), "spectral norm", "real", rows[0].radius
+            )
+        return found | {
+            "matvecs": Metric(ritz.matvecs, "products used", "count"),
+            "doubt": Metric(ritz.doubt, "chance that one was missed, at most", "percent"),
+        }
+
+    def _convergence(self, ritz: "Ritz") -> Check:
+        if ritz.status in ("converged", "unverified"):
+            return Check(
+                "converged", "pass", f"every residual is below {self.tolerance:g} of its eigenvalue"
+            )
+        return Check(
+            "converged",
+            "undecided",
+            f"not every residual fell below {self.tolerance:g} of its eigenvalue in "
+            f"{ritz.matvecs} products",
+            "raise --max-matvecs or --tolerance, or ask for fewer",
+        )
+
+    def _search(self, ritz: "Ritz") -> Check:
+        if ritz.converged:
+            return Check(
+                "none missed",
+                "pass",
+                "an independent random start found no further eigenvalue beyond these "
+                f"(chance of a miss by more than 5 %: at most {ritz.doubt:.1%})",
+            )
+        return Check(
+            "none missed",
+            "undecided",
+            "the search for a missed eigenvalue did not end",
+            "raise --max-matvecs",
+        )

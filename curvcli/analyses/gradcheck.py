@@ -1,0 +1,287 @@
+"""The gradient that autograd gives against centred differences, tensor by tensor."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from curvcli.analyses.base import Analysis
+from curvcli.options import option
+from curvcli.report import Check, Metric, Result, column
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from curvcli.curvature.perturbed import Perturbed
+    from curvcli.linalg.differences import Comparison
+    from curvcli.problem import Problem
+    from curvcli.work import Work
+
+
+@dataclass(frozen=True)
+class GradcheckRow:
+    """One parameter tensor: the verdict, and the direction or entry that decides it."""
+
+    tensor: str = column("tensor")
+    verdict: str = column("verdict")
+    relative: float = column("rel. error", "relative")
+    at: str = column("worst at")
+    analytic: float = column("analytic", "real")
+    numeric: float = column("numeric", "real", error="uncertainty")
+    uncertainty: float = column("uncertainty", "relative")
+    grade: str = column("grade", detail=True)
+    step: float = column("step", "relative", detail=True)
+    kink: float = column("kink gap", "relative", detail=True)
+    floor: float = column("certifiable from", "relative", detail=True)
+    shape: str = column("shape", detail=True)
+    directions: int = column("directions", "count", detail=True)
+    entries: int = column("entries", "count", detail=True)
+    resolved: int = column("resolved", "count", detail=True)
+    zero_entries: int = column("zero entries of the gradient", "count", detail=True)
+
+
+class Gradcheck(Analysis):
+    """Is the gradient right?
+
+    Every parameter tensor's gradient, from one joint backward in float64, is held against centred
+    differences along random directions (which see every entry) and at sampled entries: the largest,
+    random ones, and some that are zero. A difference carries its own error (rounding, truncation,
+    kinks); a tensor passes or fails only where that error is small enough to tell, and is
+    `unresolved` otherwise. `vacuous` means that this data gives no gradient to check.
+    """
+
+    name: ClassVar[str] = "gradcheck"
+    Row: ClassVar[type] = GradcheckRow
+
+    tolerance: float = option(1e-5, "relative error up to which a gradient passes", gt=0, lt=1)
+    samples: int = option(32, "examples, chosen by the seed; few examples, few kinks", ge=1)
+    directions: int = option(2, "random directions per tensor", ge=1)
+    entries: int = option(6, "sampled entries per tensor", ge=0)
+    dtype: Literal["float64", "float32"] = option("float64", "precision of the check")
+
+    def run(self, problem: "Problem", work: "Work") -> Result:
+        """Check every tensor and name the worst place of each."""
+        import torch
+
+        from curvcli.curvature.perturbed import Perturbed
+
+        small = problem.sampled(self.samples, work.rng).to(getattr(torch, self.dtype))
+        notes = [
+            f"{small.examples} of {problem.examples} examples, in {self.dtype}",
+            *_unused(small),
+        ]
+        small.probe()
+        with small.engaged():
+            gradient = small.layout.named(small.gradient())
+            evaluate = Perturbed(small, work.memory)
+            if evaluate.why_looped:
+                notes.append(f"evaluated one by one, not batched: {evaluate.why_looped}")
+            rows, interrupted = [], False
+            watch = work.announce("checking tensors")
+            try:
+                for name, g in gradient.items():
+                    rows.append(self._tensor(name, g.cpu(), evaluate, work.rng))
+                    worst = max((r.relative for r in rows), default=None)
+                    watch(len(rows), len(gradient), worst, None)
+            except KeyboardInterrupt:
+                interrupted = True
+                notes.append(f"{len(rows)} of {len(gradient)} tensors checked")
+        return self.result(
+            self._headline(rows),
+            rows=rows,
+            metrics=self._metrics(rows, evaluate.evaluations),
+            checks=[self._check(r) for r in rows] + self._nothing(rows),
+            notes=notes,
+            interrupted=interrupted,
+        )
+
+    def _tensor(
+        self, name: str, g: "Tensor", evaluate: "Perturbed", rng: "torch.Generator"
+    ) -> GradcheckRow:
+        """Compare along every direction and at every chosen entry of one tensor."""
+        import torch
+
+        theta = evaluate.values[name]
+        found: list[tuple[str, Comparison]] = []
+        for place, d in self._places(g, rng):
+            found.append((place, self._compare(name, g, d.to(theta), evaluate)))
+        place, worst = max(found, key=_gravity)
+        verdict = _verdict(found)
+        return GradcheckRow(
+            tensor=name,
+            verdict=verdict,
+            relative=worst.relative,
+            at=place,
+            analytic=worst.analytic,
+            numeric=worst.numeric,
+            uncertainty=worst.error,
+            grade=_grade(worst.relative) if verdict in ("pass", "fail") else "",
+            step=worst.step,
+            kink=worst.kink,
+            floor=worst.floor,
+            shape="x".join(str(s) for s in g.shape) or "scalar",
+            directions=self.directions,
+            entries=len(found) - self.directions,
+            resolved=sum(c.verdict in ("pass", "fail") for _, c in found),
+            zero_entries=int(torch.count_nonzero(g == 0)),
+        )
+
+    def _places(self, g: "Tensor", rng: "torch.Generator") -> Iterator[tuple[str, "Tensor"]]:
+        """Yield directions by name: random ones, then unit vectors at chosen entries."""
+        import torch
+
+        for k in range(self.directions):
+            drawn = torch.randn(g.shape, generator=rng, dtype=torch.float64)
+            yield f"direction {k + 1}", drawn
+        flat = g.reshape(-1)
+        for i in _entries(flat, self.entries, rng):
+            unit = torch.zeros_like(flat, dtype=torch.float64)
+            unit[i] = 1.0
+            index = torch.unravel_index(torch.tensor(i), g.shape)
+            place = "[" + ", ".join(str(int(x)) for x in index) + "]"
+            yield place, unit.reshape(g.shape)
+
+    def _compare(self, name: str, g: "Tensor", d: "Tensor", evaluate: "Perturbed") -> "Comparison":
+        import torch
+
+        from curvcli.linalg.differences import STEPS, compare
+
+        theta = evaluate.values[name]
+        # Steps are relative to the tensor's entries; a tensor of zeros has no size of its own.
+        size = float(theta.square().mean().sqrt()) or 1.0
+        steps = size * torch.tensor(STEPS, dtype=torch.float64)
+        signed = torch.cat([torch.zeros(1, dtype=torch.float64), steps, -steps])
+        moves = signed.to(theta).reshape(-1, *[1] * theta.ndim) * d
+        values = evaluate.at(name, moves)
+        s = len(steps)
+        return compare(
+            analytic=float((g.double() * d.double().cpu()).sum()),
+            steps=steps,
+            plus=values[1 : s + 1],
+            minus=values[s + 1 :],
+            centre=float(values[0]),
+            tolerance=self.tolerance,
+            eps=torch.finfo(theta.dtype).eps,
+        )
+
+    def _check(self, row: GradcheckRow) -> Check:
+        if row.verdict == "pass":
+            said = f"relative error {row.relative:.1e} at {row.at}"
+            return Check(row.tensor, "pass", said)
+        if row.verdict == "fail":
+            return Check(
+                row.tensor,
+                "fail",
+                f"at {row.at} autograd gives {row.analytic:.6g}, differences give "
+                f"{row.numeric:.6g} ± {row.uncertainty:.1g}: relative error {row.relative:.1e} "
+                f"(tolerance {self.tolerance:g})",
+                "the backward of this tensor's layer, or of one after it, is wrong",
+            )
+        if row.verdict == "vacuous":
+            return Check(
+                row.tensor, "warn", "its gradient is zero on these examples: nothing was checked"
+            )
+        return Check(
+            row.tensor,
+            "undecided",
+            f"differences cannot tell at {row.at}: floor {row.floor:.1e}, "
+            f"kink gap {row.kink:.1e} beside a derivative of {row.analytic:.1e}",
+            "use fewer --samples, --dtype float64, or a larger --tolerance",
+        )
+
+    def _nothing(self, rows: list[GradcheckRow]) -> list[Check]:
+        if not rows or any(r.verdict != "vacuous" for r in rows):
+            return []
+        return [
+            Check(
+                "something to check",
+                "undecided",
+                "every gradient is zero on these examples",
+                "use other examples, or weights from before convergence",
+            )
+        ]
+
+    def _headline(self, rows: list[GradcheckRow]) -> str:
+        if not rows:
+            return "no tensor is checked yet"
+        worst = max(rows, key=lambda r: (r.verdict == "fail", r.relative))
+        failed = sum(r.verdict == "fail" for r in rows)
+        if failed:
+            return (
+                f"the gradient is wrong in {failed} of {len(rows)} tensors, worst in "
+                f"{worst.tensor} at {worst.at}: relative error {worst.relative:.1e}"
+            )
+        passed = [r for r in rows if r.verdict == "pass"]
+        if not passed:
+            return f"nothing could be certified in {len(rows)} tensors"
+        worst = max(passed, key=lambda r: r.relative)
+        return (
+            f"{len(passed)} of {len(rows)} tensors pass, worst relative error "
+            f"{worst.relative:.1e} in {worst.tensor}"
+        )
+
+    def _metrics(self, rows: list[GradcheckRow], evaluations: int) -> dict[str, Metric]:
+        decided = [r.relative for r in rows if r.verdict in ("pass", "fail")]
+        count = {v: sum(r.verdict == v for r in rows) for v in ("fail", "unresolved", "vacuous")}
+        return {
+            "max_relative_error": Metric(
+                max(decided, default=None), "worst relative error", "relative"
+            ),
+            "failed": Metric(count["fail"], "tensors that fail", "count"),
+            "unresolved": Metric(count["unresolved"], "tensors unresolved", "count"),
+            "vacuous": Metric(count["vacuous"], "tensors without gradient", "count"),
+            "evaluations": Metric(evaluations, "loss evaluations", "count"),
+        }
+
+
+def _entries(g: "Tensor", count: int, rng: "torch.Generator") -> list[int]:
+    """Choose entries of a flat gradient: the two largest, up to two zeros, the rest at random."""
+    import torch
+
+    largest = g.abs().topk(min(2, count, len(g))).indices.tolist()
+    zeros = torch.nonzero(g == 0).flatten()
+    zeros = zeros[torch.randperm(len(zeros), generator=rng)[: min(2, max(count - 2, 0))]]
+    chosen = list(dict.fromkeys([*largest, *zeros.tolist()]))
+    for i in torch.randint(len(g), (4 * count,), generator=rng).tolist():
+        if len(chosen) >= min(count, len(g)):
+            break
+        if i not in chosen:
+            chosen.append(i)
+    return chosen
+
+
+def _verdict(found: list[tuple[str, "Comparison"]]) -> str:
+    """Judge a tensor: directions certify it, any place may condemn it.
+
+    A single entry may be too small for differences to see; the directions have seen it all the
+    same. A direction that is unresolved leaves the tensor unresolved.
+    """
+    verdicts = {c.verdict for _, c in found}
+    along = {c.verdict for place, c in found if place.startswith("direction")}
+    if "fail" in verdicts:
+        return "fail"
+    if "unresolved" in along:
+        return "unresolved"
+    if "pass" in along:
+        return "pass"
+    return "unresolved" if "unresolved" in verdicts else "vacuous"
+
+
+def _gravity(found: tuple[str, "Comparison"]) -> tuple[int, float]:
+    """Order places by how much they say against the tensor."""
+    place, c = found
+    order = ["vacuous", "pass", "unresolved", "fail"]
+    if c.verdict == "unresolved" and not place.startswith("direction"):
+        return 0, c.relative
+    return order.index(c.verdict), c.relative
+
+
+def _grade(relative: float) -> str:
+    """Grade a relative error by the bands of the CS231n notes."""
+    bands = ((1e-7, "good"), (1e-4, "fine"), (1e-2, "doubtful"))
+    return next((name for bound, name in bands if relative <= bound), "wrong")
+
+
+def _unused(problem: "Problem") -> list[str]:
+    names = problem.unused()
+    return [f"unused in the loss: {', '.join(names)}"] if names else []

@@ -1,0 +1,49 @@
+"""Run analyses on a loaded problem and put what they say into one Report."""
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import torch
+
+from curvcli.analyses.base import Analysis
+from curvcli.errors import CurvError
+from curvcli.report import Report, Result
+from curvcli.work import Work
+
+if TYPE_CHECKING:
+    from curvcli.load.assemble import Loaded
+
+
+def run(loaded: "Loaded", analyses: Sequence[Analysis], work: Work, seed: int) -> Report:
+    """Answer each question in turn, each with a generator of its own seeded alike.
+
+    An analysis that cannot be completed leaves its reason in the report, and the others go on; one
+    alone raises it. Ctrl-C ends the whole with what is known.
+    """
+    began, start = datetime.now(UTC), time.perf_counter()
+    results: dict[str, Result] = {}
+    errors: dict[str, str] = {}
+    for analysis in analyses:
+        fresh = replace(work, rng=torch.Generator().manual_seed(seed))
+        try:
+            results[analysis.name] = analysis.answer(loaded.problem, fresh)
+        except CurvError as error:
+            if len(analyses) == 1:
+                raise
+            errors[analysis.name] = str(error)
+        if analysis.name in results and results[analysis.name].interrupted:
+            break
+    return Report(
+        provenance=loaded.provenance,
+        results=results,
+        errors=errors,
+        run={
+            "began": began.isoformat(timespec="seconds"),
+            "wall": time.perf_counter() - start,
+            "machine": platform.platform(),
+        },
+    )

@@ -1,0 +1,115 @@
+"""What an optimizer's last step did, recovered from its state, and what its next one would do."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from curvcli.optimizer import Group, SavedOptimizer, State
+from curvcli.problem import Problem
+
+Recover = Callable[[Tensor, State, Group], Tensor | None]
+
+
+def last_updates(saved: SavedOptimizer, params: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    """Recover theta_t - theta_(t-1) by parameter name; None where the state does not determine it.
+
+    The learning rate is the saved one: where a scheduler has moved on before saving, the update
+    scales with the ratio of the two.
+    """
+    recover = _RECOVER.get(saved.kind, _undetermined)
+    found: dict[str, Tensor | None] = {}
+    for group in saved.groups:
+        for name in group.names:
+            state = saved.state.get(name)
+            found[name] = recover(params[name].detach(), state, group) if state else None
+    return found
+
+
+def next_updates(
+    problem: Problem, saved: SavedOptimizer
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Take one real step of torch's own optimizer on copies: updates and gradients by name.
+
+    The gradient is that of L over the problem's data, clipped as `problem.training` says.
+    """
+    params = dict(problem.model.named_parameters())
+    names = [n for g in saved.groups for n in g.names]
+    copies = {n: params[n].detach().clone().requires_grad_() for n in names}
+    optimizer = saved.rebuild(copies)
+    gradients: dict[str, Tensor] = {}
+
+    def closure() -> float:
+        loss = _backward(problem, copies)
+        if not gradients:  # of the point itself: a line search calls again elsewhere
+            gradients.update({n: t.grad.clone() for n, t in copies.items() if t.grad is not None})
+        _clip(problem, copies)
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return {n: copies[n].detach() - params[n].detach() for n in names}, gradients
+
+
+def _backward(problem: Problem, copies: Mapping[str, Tensor]) -> float:
+    """Put the gradient of L at `copies` into their .grad, as a training loop would."""
+    for copy in copies.values():
+        copy.grad = None
+    total = 0.0
+    for batch in problem.batches:
+        share = problem.share(batch, copies)
+        found = torch.autograd.grad(share, tuple(copies.values()), allow_unused=True)
+        for copy, g in zip(copies.values(), found, strict=True):
+            if g is not None:
+                copy.grad = g if copy.grad is None else copy.grad + g
+        total += float(share.detach())
+    return total
+
+
+def _clip(problem: Problem, copies: Mapping[str, Tensor]) -> None:
+    if norm := problem.training.get("grad_clip"):
+        torch.nn.utils.clip_grad_norm_(copies.values(), norm)
+    if value := problem.training.get("grad_clip_value"):
+        torch.nn.utils.clip_grad_value_(copies.values(), value)
+
+
+def _undetermined(theta: Tensor, state: State, group: Group) -> Tensor | None:
+    return None
+
+
+def _adam(theta: Tensor, state: State, group: Group, decoupled: bool) -> Tensor:
+    """Undo torch's Adam: the moments and the step say all of it [Kingma and Ba 2015]."""
+    options = group.options
+    beta1, beta2 = (float(b) for b in options["betas"])
+    step, lr = float(state["step"]), float(options["lr"])
+    second = state["max_exp_avg_sq"] if options.get("amsgrad") else state["exp_avg_sq"]
+    denominator = (second.to(theta) / (1 - beta2**step)).sqrt() + float(options["eps"])
+    move = -lr / (1 - beta1**step) * state["exp_avg"].to(theta) / denominator
+    decay = lr * float(options.get("weight_decay", 0.0)) if decoupled else 0.0
+    before: Tensor = (theta - move) / (1 - decay)
+    return theta - before
+
+
+def _adam_coupled(theta: Tensor, state: State, group: Group) -> Tensor:
+    return _adam(theta, state, group, bool(group.options.get("decoupled_weight_decay", False)))
+
+
+def _adamw(theta: Tensor, state: State, group: Group) -> Tensor:
+    return _adam(theta, state, group, True)
+
+
+def _momentum(theta: Tensor, state: State, group: Group) -> Tensor | None:
+    """SGD and RMSprop step by -lr times their buffer; Nesterov's also needs the gradient."""
+    buffer = state.get("momentum_buffer")
+    if buffer is None or group.options.get("nesterov") or not group.options.get("momentum"):
+        return None
+    update: Tensor = -float(group.options["lr"]) * buffer.to(theta)
+    return update
+
+
+_RECOVER: dict[str, Recover] = {
+    "Adam": _adam_coupled,
+    "AdamW": _adamw,
+    "SGD": _momentum,
+    "RMSprop": _momentum,
+}
