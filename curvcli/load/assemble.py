@@ -1,0 +1,205 @@
+"""From a spec and a checkpoint to a Problem, with an account of where everything came from."""
+
+import hashlib
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from curvcli.errors import CurvError
+from curvcli.load import checkpoint as checkpoints
+from curvcli.load import data as datas
+from curvcli.load import loss as losses
+from curvcli.load.checkpoint import Checkpoint
+from curvcli.load.code import add_paths, call, find
+from curvcli.load.model import build
+from curvcli.load.optimizer import fresh, resolve
+from curvcli.load.weights import fit
+from curvcli.optimizer import SavedOptimizer
+from curvcli.problem import Batch, Loss, Problem
+from curvcli.spec import NamedLoss, OutputLoss, Run, Spec, TargetLoss
+from curvcli.version import __version__
+
+
+@dataclass
+class Loaded:
+    """A Problem and its provenance."""
+
+    problem: Problem
+    provenance: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def assemble(
+    spec: Spec, path: Path, run: Run, batch_size: int | None, samples: int | None
+) -> Loaded:
+    """Load everything that the spec names, with the checkpoint at `path`.
+
+    Raises: CurvError for whatever is missing, does not fit or cannot be evaluated.
+    """
+    where = spec.where()
+    for key in ("model", "data", "loss"):
+        if getattr(spec, key) is None:
+            raise CurvError("E_SPEC", f"{where}: there is no {key}:", f"add {key}: to the spec")
+    assert spec.model is not None
+    assert spec.data is not None
+    assert spec.loss is not None
+    pinned = spec.sha256 if _same(path, spec.checkpoint) else None
+    found = checkpoints.read(path, pinned)
+    add_paths(spec.python_path)
+    model = build(spec.model)
+    notes = [*found.notes, *fit(model, found.weights)]
+    optimizer = _optimizer(spec, found, model)
+    device, dtype = _device(run.device), _dtype(run.dtype, model)
+    model = _placed(model, device, dtype, notes)
+
+    changes = {"batch_size": batch_size, "samples": samples}
+    data = spec.data.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    examples, held = datas.read(data, spec.heldout)
+
+    def move(t: torch.Tensor) -> torch.Tensor:
+        return t.to(device=device, dtype=dtype if t.is_floating_point() else None)
+
+    training = {} if spec.optimizer is None else {
+        k: v for k in ("grad_clip", "grad_clip_value") if (v := getattr(spec.optimizer, k))
+    }  # fmt: skip
+    problem = Problem.of(
+        model,
+        _loss(spec.loss),
+        tuple(b.map(move) for b in examples.batches(data.batch_size)),
+        params=run.params,
+        mode=run.mode,
+        optimizer=optimizer,
+        heldout=() if held is None else tuple(b.map(move) for b in held.batches(data.batch_size)),
+        training=training,
+    )
+    _tried(problem)
+    loaded = Loaded(problem, {}, notes)
+    loaded.provenance = _provenance(spec, run, found, loaded, examples)
+    return loaded
+
+
+def _same(path: Path, named: Path | None) -> bool:
+    return named is not None and named.exists() and path.exists() and path.samefile(named)
+
+
+def _optimizer(spec: Spec, found: Checkpoint, model: nn.Module) -> SavedOptimizer | None:
+    options = spec.optimizer.block if spec.optimizer else {}
+    if found.optimizer is not None:
+        return resolve(found.optimizer, model, options)
+    return fresh(options, model)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    there = {
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, True):
+        raise CurvError("E_USAGE", f"this machine has no {name}", "use --device cpu")
+    return device
+
+
+def _dtype(name: str, model: nn.Module) -> torch.dtype:
+    if name != "auto":
+        found: torch.dtype = getattr(torch, name)
+        return found
+    doubles = all(p.dtype == torch.float64 for p in model.parameters() if p.is_floating_point())
+    return torch.float64 if doubles else torch.float32
+
+
+def _placed(
+    model: nn.Module, device: torch.device, dtype: torch.dtype, notes: list[str]
+) -> nn.Module:
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} - {dtype}
+    if kinds:
+        named = ", ".join(sorted(str(k).removeprefix("torch.") for k in kinds))
+        notes.append(f"weights cast from {named} to {str(dtype).removeprefix('torch.')}")
+    if any(p.is_complex() for p in model.parameters()):
+        raise CurvError("E_DTYPE", "the model has complex parameters", "view them as real pairs")
+    return model.to(device=device, dtype=dtype)
+
+
+def _loss(loss: NamedLoss | OutputLoss | TargetLoss) -> Loss:
+    if isinstance(loss, NamedLoss):
+        return losses.named(loss.name, loss.args)
+    if isinstance(loss, OutputLoss):
+        return losses.returned(str(loss.key))
+    return losses.custom(find(loss.module, loss.name), loss.args)
+
+
+def _tried(problem: Problem) -> None:
+    """Evaluate the loss once, so that what does not fit is told before any work starts."""
+    shapes = _shapes(problem.batches[0])
+    call("E_MODEL", f"the model or the loss refuses a batch of {shapes}", _evaluate, (problem,), {})
+
+
+def _evaluate(problem: Problem) -> None:
+    try:
+        _ = problem.measure, problem.heldout_loss
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise CurvError(
+            "E_MEMORY", "one batch does not fit in memory", "lower --batch-size"
+        ) from error
+
+
+def _shapes(batch: Batch) -> str:
+    tensors: list[torch.Tensor] = []
+    batch.map(lambda t: tensors.append(t) or t)  # type: ignore[func-returns-value]
+    return ", ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors)
+
+
+def _provenance(
+    spec: Spec, run: Run, found: Checkpoint, loaded: Loaded, examples: datas.Examples
+) -> dict[str, Any]:
+    problem = loaded.problem
+    measure, n = problem.measure, problem.layout.size
+    held = problem.heldout_loss
+    device = problem.like.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    dtype = str(problem.like.dtype).removeprefix("torch.")
+    kind = type(problem.model).__name__
+    cut = f"{problem.examples:,} examples in {len(problem.batches)} batches"
+    loss = f"{measure.loss:.5g} over {cut}"
+    if held is not None:
+        loss += f"; {held:.5g} held out"
+    total = sum(p.numel() for p in problem.model.parameters())
+    part = f" of {total:,}" if n < total else ""
+    return {
+        "summary": {
+            "checkpoint": f"{found.path} ({found.layout})",
+            "spec": str(spec.path) if spec.path else "none",
+            "model": f"{kind}, {n:,}{part} parameters in {len(problem.names)} tensors",
+            "loss": loss,
+        },
+        "curv": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+        "dtype": dtype,
+        "seed": run.seed,
+        "mode": run.mode,
+        "checkpoint": {
+            "path": str(found.path),
+            "sha256": found.sha256,
+            "layout": found.layout,
+            "progress": found.progress,
+        },
+        "spec": None if spec.path is None else {
+            "path": str(spec.path),
+            "sha256": hashlib.sha256(spec.path.read_bytes()).hexdigest(),
+        },
+        "data": {"examples": problem.examples, "sha256": examples.digest()},
+        "parameters": {"entries": n, "tensors": len(problem.names), "selected": list(run.params)},
+        "loss": {"value": measure.loss, "weight": measure.weight, "heldout": held},
+        "python_path": [os.fspath(p) for p in spec.python_path],
+        "notes": loaded.notes,
+    }  # fmt: skip

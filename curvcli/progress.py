@@ -1,0 +1,59 @@
+"""Progress on the terminal: one line that says what is done, and the estimate so far."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from curvcli.work import Watch, silent
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class Announcer:
+    """Shows work on stderr while it runs; nothing off a terminal or when told to be quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bars: Progress | None = None
+
+    def tell(self, line: str) -> None:
+        """Print a line for the user beside the report."""
+        if not self.quiet:
+            print(f"curv: {line}", file=sys.stderr, flush=True)
+
+    def announce(self, doing: str) -> Watch:
+        """Begin a bar; what is returned moves it."""
+        if self.quiet or not sys.stderr.isatty():
+            return silent
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.close()
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}"),
+            TextColumn("{task.fields[found]}"),
+            TimeElapsedColumn(),
+            console=Console(file=sys.stderr),
+            transient=True,
+        )
+        self.bars.start()
+        task = self.bars.add_task(doing, total=None, found="")
+        bars = self.bars
+
+        def watch(
+            done: int, total: int | None, estimate: float | None, error: float | None
+        ) -> None:
+            found = "" if estimate is None else f"{estimate:.5g}"
+            if error is not None:
+                found += f" ± {error:.1g}"
+            bars.update(task, completed=done, total=total, found=found)
+
+        return watch
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bars is not None:
+            self.bars.stop()
+            self.bars = None
