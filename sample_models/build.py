@@ -93,12 +93,18 @@ def build_cnn(out: Path, data: Split) -> None:
 
 
 def build_broken(out: Path, data: Split) -> None:
-    """Train the perceptron with the wrong backward; save its tensors and nothing else."""
+    """Train the perceptron with the wrong backward; save it as torchvision's references do."""
     torch.manual_seed(SEED)
     model = BrokenMLP(width=128)
     optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
-    fit(model, optimizer, data, epochs=30, batch_size=128)
-    save(out / "broken.pt", model.state_dict(), model, data)
+    epochs = 30
+    fit(model, optimizer, data, epochs=epochs, batch_size=128)
+    checkpoint = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": epochs,
+    }
+    save(out / "broken.pt", checkpoint, model, data)
 
 
 def build_transformer(out: Path, data: Split) -> None:
