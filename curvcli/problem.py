@@ -129,7 +129,7 @@ class Problem:
 
         return replace(
             self,
-            model=deepcopy(self.model).to(dtype),
+            model=copied(self.model).to(dtype),
             batches=tuple(b.map(cast) for b in self.batches),
             heldout=tuple(b.map(cast) for b in self.heldout),
         )
@@ -328,6 +328,22 @@ def joined(batches: Sequence[Batch]) -> Batch:
     inputs = pytree.tree_map(join, *(b.inputs for b in batches))
     target = pytree.tree_map(join, *(b.target for b in batches))
     return Batch(inputs, target, sum(b.size for b in batches))
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model with the hooks on its parameters, which a deep copy alone would lose.
+
+    Raises: CurvError (E_MODEL) for a model that holds what cannot be copied.
+    """
+    try:
+        copy = deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise CurvError("E_MODEL", f"the model cannot be copied: {first}") from error
+    for p, q in zip(model.parameters(), copy.parameters(), strict=True):
+        for hook in (p._backward_hooks or {}).values():
+            q.register_hook(hook)  # type: ignore[no-untyped-call]
+    return copy
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

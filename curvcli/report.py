@@ -19,7 +19,8 @@ SCHEMA = "curv.report/1"
 
 Status = Literal["pass", "warn", "undecided", "fail"]
 Format = Literal["text", "count", "real", "relative", "factor", "percent", "seconds", "bytes"]
-Value = float | int | str | bool | None
+Value = Any
+"""float | int | str | bool | None; spelt Any so that a figure can be compared without a cast."""
 
 
 @dataclass(frozen=True)

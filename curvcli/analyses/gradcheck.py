@@ -74,8 +74,6 @@ class Gradcheck(Analysis):
         with small.engaged():
             gradient = small.layout.named(small.gradient())
             evaluate = Perturbed(small, work.memory)
-            if evaluate.why_looped:
-                notes.append(f"evaluated one by one, not batched: {evaluate.why_looped}")
             rows, interrupted = [], False
             watch = work.announce("checking tensors")
             try:
@@ -86,6 +84,8 @@ class Gradcheck(Analysis):
             except KeyboardInterrupt:
                 interrupted = True
                 notes.append(f"{len(rows)} of {len(gradient)} tensors checked")
+            if evaluate.why_looped:
+                notes.append(f"evaluated one by one, not batched: {evaluate.why_looped}")
         return self.result(
             self._headline(rows),
             rows=rows,

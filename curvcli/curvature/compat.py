@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ def second_order(model: nn.Module) -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(m, nn.RNNBase) for m in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(_without_mkldnn())
         # Where nothing was compiled the compiler is not loaded, and loading it takes seconds.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -37,3 +38,15 @@ def second_order(model: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
             for m in sparse:
                 m.sparse = True
+
+
+@contextlib.contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    # torch's own context, backends.mkldnn.flags, warns of Intel GPUs whenever it is entered.
+    flags: Any = torch.backends.mkldnn
+    before = flags.enabled
+    flags.enabled = False
+    try:
+        yield
+    finally:
+        flags.enabled = before

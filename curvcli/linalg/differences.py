@@ -59,7 +59,7 @@ def compare(
     best = int((error + R).argmin())
     numeric, error_best = float(n[best]), float(error[best] + R[best])
     M = torch.maximum(n.abs(), torch.tensor(abs(analytic), dtype=torch.float64))
-    certified = tolerance * M >= R
+    certified = (tolerance * M >= R) & (M > 0)
     passes = certified & (tolerance * M >= D)
     blames = certified & (20 * R + 10 * K + tolerance * M < D)
     verdict: Verdict = "unresolved"

@@ -1,0 +1,67 @@
+"""`diag` against the diagonal of the dense Hessian, and within its standard errors."""
+
+import pytest
+import torch
+from questions import ask, classify, dense_hessian, inputs, mlp
+from torch import nn
+
+from curvcli.analyses.diag import Diag
+from curvcli.errors import CurvError
+from curvcli.problem import Problem
+
+
+def problem() -> Problem:
+    return classify(mlp(6, 8, 3), inputs(40, 6), cut=(17, 17, 6))
+
+
+def conv() -> Problem:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    return classify(model, inputs(9, 1, 6, 6))
+
+
+@pytest.mark.parametrize("make", [problem, conv])
+def test_exact_traces_are_those_of_the_dense_hessian(make) -> None:  # type: ignore[no-untyped-def]
+    p = make()
+    truth = p.layout.named(dense_hessian(p).diagonal())
+    result = ask(Diag(method="exact"), p)
+    assert [r["tensor"] for r in result.rows] == list(p.names)
+    for row in result.rows:
+        entries = truth[str(row["tensor"])]
+        assert row["trace"] == pytest.approx(float(entries.sum()), rel=1e-4, abs=1e-6)
+        assert row["most"] == pytest.approx(float(entries.max()), rel=1e-4, abs=1e-6)
+        assert row["least"] == pytest.approx(float(entries.min()), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_estimate_is_within_four_standard_errors(seed: int) -> None:
+    p = problem()
+    trace = float(dense_hessian(p).trace())
+    metric = ask(Diag(method="hutchinson", probes=60), p, seed).metrics["trace"]
+    assert isinstance(metric.value, float)
+    assert metric.error is not None
+    assert 0 < metric.error < trace
+    assert abs(metric.value - trace) <= 4 * metric.error
+
+
+def test_over_budget_exact_is_refused_and_auto_estimates() -> None:
+    with pytest.raises(CurvError, match="--method hutchinson") as refused:
+        ask(Diag(method="exact"), conv(), budget=1e-9)
+    assert refused.value.code == "E_BUDGET"
+    result = ask(Diag(probes=3), conv(), budget=1e-9)
+    assert {r["method"] for r in result.rows} == {"hutchinson"}
+    assert any("estimated instead" in note for note in result.notes)
+
+
+def test_ctrl_c_keeps_the_complete_tensors() -> None:
+    def interrupting(doing: str):  # type: ignore[no-untyped-def]
+        def watch(done: int, total: object, estimate: object, error: object) -> None:
+            raise KeyboardInterrupt
+
+        return watch
+
+    p = conv()
+    result = ask(Diag(method="exact"), p, announce=interrupting)
+    assert result.interrupted
+    assert 1 <= len(result.rows) < len(p.names)
+    assert any("are complete" in note for note in result.notes)

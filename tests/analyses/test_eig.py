@@ -1,0 +1,85 @@
+"""`eig` against dense spectra: every eigenvalue in its interval, one each, none missed."""
+
+import pytest
+import torch
+from questions import ask, classify, dense_hessian, inputs, mlp
+
+from curvcli.analyses.eig import Eig
+from curvcli.errors import CurvError
+from curvcli.linalg.ritz import Which
+from curvcli.problem import Problem
+
+
+def problem() -> Problem:
+    return classify(mlp(6, 8, 3), inputs(40, 6), cut=(17, 17, 6))
+
+
+def wanted(theta: torch.Tensor, which: str, top: int) -> list[float]:
+    descending = theta.flip(0).tolist()
+    return {
+        "largest": descending[:top],
+        "smallest": theta.tolist()[:top],
+        "both": descending[:top] + theta.tolist()[:top],
+        "magnitude": sorted(descending, key=lambda t: -abs(t))[:top],
+    }[which]
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "both", "magnitude"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_each_eigenvalue_lies_in_its_interval(which: Which, seed: int) -> None:
+    p = problem()
+    truth = wanted(torch.linalg.eigvalsh(dense_hessian(p)), which, 4)
+    result = ask(Eig(top=4, which=which, tolerance=1e-3), p, seed)
+    assert result.status == "pass"
+    assert len(result.rows) == len(truth)
+    for row, value in zip(result.rows, truth, strict=True):
+        assert row["low"] <= value <= row["high"]
+
+
+def test_power_iteration_finds_the_same_with_more_products() -> None:
+    p = problem()
+    by_power = ask(Eig(top=2, method="power", which="magnitude", tolerance=1e-2), p)
+    by_lanczos = ask(Eig(top=2, which="magnitude", tolerance=1e-2), p)
+    for a, b in zip(by_power.rows, by_lanczos.rows, strict=True):
+        assert a["low"] <= b["high"]
+        assert b["low"] <= a["high"]
+    assert by_power.metrics["matvecs"].value > by_lanczos.metrics["matvecs"].value
+
+
+def test_too_few_products_are_undecided_and_say_so() -> None:
+    result = ask(Eig(top=5, tolerance=1e-6, max_matvecs=6), problem())
+    assert result.status == "undecided"
+    assert result.metrics["matvecs"].value <= 6
+    assert any("raise --max-matvecs" in c.advice for c in result.checks)
+
+
+def test_a_quadratic_has_its_own_curvature() -> None:
+    # L = mean (w x)^2 / 1 over x = 1, 2: the second derivative is 2 (1 + 4) / 2 = 5.
+    model = torch.nn.Linear(1, 1, bias=False)
+    x = torch.tensor([[1.0], [2.0]])
+    from curvcli.load.loss import as_loss
+    from curvcli.problem import Batch
+
+    loss = as_loss(torch.nn.functional.mse_loss)
+    p = Problem.of(model, loss, [Batch(x, torch.zeros(2, 1), 2)])
+    result = ask(Eig(top=1), p)
+    assert result.metrics["lambda_max"].value == pytest.approx(5.0, rel=1e-5)
+
+
+def test_ctrl_c_leaves_a_marked_partial_answer() -> None:
+    def interrupting(doing: str):  # type: ignore[no-untyped-def]
+        def watch(done: int, total: object, estimate: object, error: object) -> None:
+            if done == 3:
+                raise KeyboardInterrupt
+
+        return watch
+
+    result = ask(Eig(top=4), problem(), announce=interrupting)
+    assert result.interrupted
+    assert result.status == "undecided"
+    assert result.rows
+
+
+def test_power_cannot_do_both_ends() -> None:
+    with pytest.raises(CurvError, match="both ends"):
+        ask(Eig(method="power", which="both"), problem())
