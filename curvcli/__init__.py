@@ -34,10 +34,21 @@ def __getattr__(name: str) -> "Callable[..., Result]":
         from curvcli.problem import Problem, as_batch
         from curvcli.work import Work
 
-        analysis = build(kind, options, lambda loc: f"{name}({loc[0]}=)" if loc else name)
-        problem = Problem.of(model, as_loss(loss), (as_batch(b) for b in batches))
+        def place(loc: tuple[int | str, ...]) -> str:
+            return f"{name}({loc[0]}=)" if loc else name
+
+        analysis = build(kind, options, place, "E_USAGE")
+        # A DataLoader draws from the process's generator, even where it does not shuffle.
+        with torch.random.fork_rng(devices=[]):
+            problem = Problem.of(model, as_loss(loss), (as_batch(b) for b in batches))
         return analysis.answer(problem, Work(rng=torch.Generator().manual_seed(seed)))
 
     analyse.__name__ = name
     analyse.__doc__ = kind.__doc__
     return analyse
+
+
+def __dir__() -> list[str]:
+    from curvcli.analyses import registry
+
+    return sorted({*globals(), *registry()})

@@ -52,3 +52,17 @@ class CurvError(Exception):
         if self.code == "E_INTERNAL":
             return Exit.BUG
         return Exit.UNDECIDED if self.code in UNDECIDED else Exit.REFUSED
+
+
+def memory_error(error: BaseException) -> CurvError | None:
+    """Tell the lack of memory from other failures: torch raises a RuntimeError for it."""
+    said = str(error)
+    if not isinstance(error, MemoryError) and not (
+        isinstance(error, RuntimeError) and ("out of memory" in said or "allocate memory" in said)
+    ):
+        return None
+    found = CurvError(
+        "E_MEMORY", "out of memory", "lower --batch-size or --memory, or choose fewer --params"
+    )
+    found.__cause__ = error
+    return found

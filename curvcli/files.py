@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,30 +15,36 @@ class Draft:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.is_dir():
-            raise CurvError("E_OUTPUT", f"{path} is a folder", "name a file in it")
+        # What a link leads to is written, and the link stays.
+        self.final = Path(os.path.realpath(path))
         try:
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            self.mode = _mode(self.final, path)
+            handle, name = tempfile.mkstemp(prefix=".curv-", dir=self.final.parent)
         except OSError as error:
             raise _unwritable(path, error) from error
         os.close(handle)
         self.temporary = Path(name)
 
-    def write(self, text: str) -> None:
-        """Write and move into place."""
+    def fill(self, text: str) -> None:
+        """Write all of it, still under the temporary name."""
         try:
             with self.temporary.open("w", encoding="utf-8", newline="") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            # mkstemp makes files for the owner alone; a report is as readable as any other file.
-            self.temporary.chmod(0o666 & ~_umask())
-            self.temporary.replace(self.path)
+            self.temporary.chmod(self.mode)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def place(self) -> None:
+        """Move what was filled to where it belongs."""
+        try:
+            self.temporary.replace(self.final)
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
     def discard(self) -> None:
-        """Leave nothing behind where it was not written."""
+        """Leave nothing behind where it was not placed."""
         self.temporary.unlink(missing_ok=True)
 
 
@@ -51,12 +58,47 @@ def drafted(path: Path) -> Iterator[Draft]:
         draft.discard()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextlib.contextmanager
+def folder(path: Path) -> Iterator[None]:
+    """Make a folder for the length of the work, and take away what was made and stayed empty."""
+    missing = [p for p in (path, *path.parents) if not os.path.lexists(p)]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CurvError(
+            "E_OUTPUT", f"{path} cannot be made: {_said(error)}", "choose another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for made in missing:
+                made.rmdir()
+
+
+def _mode(final: Path, path: Path) -> int:
+    """Return the mode of the file that is there, or that of any new file.
+
+    mkstemp makes files for the owner alone; a report is as readable as any other file.
+    """
+    try:
+        found = final.stat().st_mode
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
+    if stat.S_ISDIR(found):
+        raise CurvError("E_OUTPUT", f"{path} is a folder", "name a file in it")
+    if not stat.S_ISREG(found):
+        raise CurvError("E_OUTPUT", f"{path} is not a regular file", "choose another --out")
+    return stat.S_IMODE(found)
 
 
 def _unwritable(path: Path, error: OSError) -> CurvError:
-    said = (error.strerror or type(error).__name__).lower()
-    return CurvError("E_OUTPUT", f"{path} cannot be written: {said}", "choose another --out")
+    return CurvError(
+        "E_OUTPUT", f"{path} cannot be written: {_said(error)}", "choose another --out"
+    )
+
+
+def _said(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()

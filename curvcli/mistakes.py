@@ -32,7 +32,8 @@ def _blame(loc: Location, error: PydanticCustomError, value: Any) -> ValidationE
 def unknown(name: str, known: Iterable[str], place: str, code: Any = "E_SPEC") -> CurvError:
     """Say that `name` is not known there, and suggest the nearest one that is."""
     known = list(known)
-    hint = nearest(name, known) or f"known are {', '.join(sorted(known))}"
+    shortened = [*sorted(known)[:MANY], *(["..."] if len(known) > MANY else [])]
+    hint = nearest(name, known) or f"known are {', '.join(shortened)}"
     message = f"{place}: {shown(name)} is not known here"
     return CurvError(code, message, hint if known else "remove it")
 
@@ -43,6 +44,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else ""
 
 
+MANY = 20  # names in a hint
 LONGEST = 60  # characters of one value in a message; a hostile one can be a megabyte
 _SPELLED = {None: "null", True: "true", False: "false"}
 
@@ -138,7 +140,7 @@ def _plain(details: ErrorDetails) -> str:
         return str(context.get("said") or context["error"])
     if details["type"] in ("missing", "union_tag_not_found"):
         return _REQUIRED
-    if details["type"] == "too_short":
+    if details["type"] in ("too_short", "string_too_short"):
         least = context["min_length"]
         return "should not be empty" if least == 1 else f"should have {least} items or more"
     if way in _WAYS and kind in _KINDS:

@@ -1,5 +1,6 @@
 """Progress on the terminal: one line that says what is done, and the estimate so far."""
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,14 @@ class Announcer:
 
     def tell(self, line: str) -> None:
         """Print a line for the user beside the report."""
-        if not self.quiet:
-            print(f"curv: {line}", file=sys.stderr, flush=True)
+        if not self.quiet and sys.stderr is not None:
+            # Nobody may be listening any more, which is no reason to stop.
+            with contextlib.suppress(OSError):
+                print(f"curv: {line}", file=sys.stderr, flush=True)
 
     def announce(self, doing: str) -> Watch:
         """Begin a bar; what is returned moves it."""
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or sys.stderr is None or not sys.stderr.isatty():
             return silent
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

@@ -217,6 +217,9 @@ def _result_in(name: str, plain: Mapping[str, Any], seconds: float | None) -> Re
     )
 
 
+CELL = float | int | str | bool | None
+
+
 def _refuse_others(plain: Mapping[str, Any]) -> None:
     """Raise TypeError where a document of unknown origin has other types than a Result."""
     columns, metrics, checks = plain["columns"], plain["metrics"].values(), plain["checks"]
@@ -225,7 +228,7 @@ def _refuse_others(plain: Mapping[str, Any]) -> None:
     texts += [c[key] for c in checks for key in ("name", "message", "advice")]
     cells = [value for row in plain["rows"] for value in row.values()]
     cells += [m[key] for m in metrics for key in ("value", "error")]
-    for values, types in ((texts, str), (cells, Value)):
+    for values, types in ((texts, str), (cells, CELL)):
         for value in values:
             if not isinstance(value, types):
                 raise TypeError(f"a {type(value).__name__} where text or a number belongs")

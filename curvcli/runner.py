@@ -10,32 +10,34 @@ from typing import TYPE_CHECKING
 import torch
 
 from curvcli.analyses.base import Analysis
-from curvcli.errors import CurvError
+from curvcli.errors import CurvError, memory_error
 from curvcli.report import Report, Result
 from curvcli.work import Work
 
 if TYPE_CHECKING:
     from curvcli.load.assemble import Loaded
+    from curvcli.problem import Problem
 
 
 def run(loaded: "Loaded", analyses: Sequence[Analysis], work: Work, seed: int) -> Report:
     """Answer each question in turn, each with a generator of its own seeded alike.
 
     An analysis that cannot be completed leaves its reason in the report, and the others go on; one
-    alone raises it. Ctrl-C ends the whole with what is known.
+    alone raises it. Ctrl-C ends the whole with what is known, and names what did not run.
     """
     began, start = datetime.now(UTC), time.perf_counter()
     results: dict[str, Result] = {}
     errors: dict[str, str] = {}
-    for analysis in analyses:
+    for position, analysis in enumerate(analyses):
         fresh = replace(work, rng=torch.Generator().manual_seed(seed))
         try:
-            results[analysis.name] = analysis.answer(loaded.problem, fresh)
+            results[analysis.name] = _answer(analysis, loaded.problem, fresh)
         except CurvError as error:
             if len(analyses) == 1:
                 raise
             errors[analysis.name] = str(error)
         if analysis.name in results and results[analysis.name].interrupted:
+            errors |= {a.name: "interrupted before it began" for a in analyses[position + 1 :]}
             break
     return Report(
         provenance=loaded.provenance,
@@ -47,3 +49,14 @@ def run(loaded: "Loaded", analyses: Sequence[Analysis], work: Work, seed: int) -
             "machine": platform.platform(),
         },
     )
+
+
+def _answer(analysis: Analysis, problem: "Problem", work: Work) -> Result:
+    try:
+        return analysis.answer(problem, work)
+    except KeyboardInterrupt:
+        return analysis.result("nothing is known yet", interrupted=True)
+    except Exception as error:
+        if found := memory_error(error):
+            raise found from error
+        raise

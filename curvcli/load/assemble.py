@@ -4,13 +4,14 @@ import hashlib
 import os
 import platform
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from curvcli.errors import CurvError
+from curvcli.errors import CurvError, memory_error
 from curvcli.load import checkpoint as checkpoints
 from curvcli.load import data as datas
 from curvcli.load import loss as losses
@@ -53,7 +54,6 @@ def assemble(
     add_paths(spec.python_path)
     model = build(spec.model)
     notes = [*found.notes, *fit(model, found.weights)]
-    optimizer = _optimizer(spec, found, model)
     device, dtype = _device(run.device), _dtype(run.dtype, model)
     model = _placed(model, device, dtype, notes)
 
@@ -73,7 +73,7 @@ def assemble(
         tuple(b.map(move) for b in examples.batches(data.batch_size)),
         params=run.params,
         mode=run.mode,
-        optimizer=optimizer,
+        optimizer=partial(_optimizer, spec, found, model),
         heldout=() if held is None else tuple(b.map(move) for b in held.batches(data.batch_size)),
         training=training,
     )
@@ -144,7 +144,9 @@ def _tried(problem: Problem) -> None:
 def _evaluate(problem: Problem) -> None:
     try:
         _ = problem.measure, problem.heldout_loss
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if memory_error(error) is None:
+            raise
         raise CurvError(
             "E_MEMORY", "one batch does not fit in memory", "lower --batch-size"
         ) from error

@@ -179,7 +179,7 @@ def _known(groups: Sequence[Sequence[str]], model: nn.Module) -> Names:
     unknown = [name for name in flat if name.removeprefix(prefix) not in alias]
     if unknown:
         message = f"the optimizer's state names {listed(unknown)}, which the model lacks"
-        raise CurvError("E_OPTIMIZER", message, "check model: in SPEC, or " + GROUPS)
+        raise CurvError("E_OPTIMIZER", message, "check model: in the spec, or " + GROUPS)
     return tuple(tuple(alias[name.removeprefix(prefix)] for name in group) for group in groups)
 
 
@@ -270,7 +270,7 @@ def _check_sizes(slots: Slots, model: nn.Module) -> None:
     count, available = sum(slots.sizes), len(list(model.parameters()))
     if count > available:
         message = f"the optimizer holds {count} parameters, the model has {available}"
-        raise CurvError("E_OPTIMIZER", message, "check model: in SPEC")
+        raise CurvError("E_OPTIMIZER", message, "check model: in the spec")
 
 
 def _check_flat(states: Mapping[Any, State], names: Names, model: nn.Module) -> None:
@@ -281,4 +281,4 @@ def _check_flat(states: Mapping[Any, State], names: Names, model: nn.Module) -> 
         flat = state.get("prev_flat_grad")
         if isinstance(flat, Tensor) and flat.numel() != size:
             message = f"LBFGS keeps vectors of {flat.numel()} entries, the parameters have {size}"
-            raise CurvError("E_OPTIMIZER", message, "check model: in SPEC, or " + GROUPS)
+            raise CurvError("E_OPTIMIZER", message, "check model: in the spec, or " + GROUPS)

@@ -14,7 +14,7 @@ from curvcli.errors import CurvError
 from curvcli.load.container import Weights
 from curvcli.load.names import listed, prefixes, shown
 
-FIT = "check model: in SPEC, or pass the checkpoint that belongs to it"
+FIT = "check model: in the spec, or pass the checkpoint that belongs to it"
 
 
 @dataclass(frozen=True)

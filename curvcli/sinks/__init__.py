@@ -42,12 +42,7 @@ def _table(report: Report, look: Look) -> str:
 def _csv(report: Report, look: Look) -> str:
     from curvcli.sinks import data
 
-    if len(report.results) != 1:
-        raise CurvError(
-            "E_USAGE",
-            f"csv holds one analysis; this report has {len(report.results)}",
-            "write them with --out DIR/",
-        )
+    holds("csv", len(report.results))
     (result,) = report.results.values()
     return data.to_csv(result)
 
@@ -82,6 +77,19 @@ def render(
     if format not in FORMATS:
         raise CurvError("E_USAGE", f"no format {format!r}", f"choose from {', '.join(FORMATS)}")
     return FORMATS[format].write(report, Look(width, color, plain, encoding))
+
+
+def holds(format: str, count: int) -> None:
+    """Refuse a format that cannot hold a report of `count` results.
+
+    Raises: CurvError (E_USAGE) for csv, which holds one.
+    """
+    if format == "csv" and count != 1:
+        raise CurvError(
+            "E_USAGE",
+            f"csv holds one analysis; this report has {count}",
+            "write them with --out DIR/",
+        )
 
 
 def format_of(path: Path) -> str:

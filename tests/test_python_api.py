@@ -1,0 +1,130 @@
+"""From Python, each analysis is a function; the model is left as it was."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import small_model
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+import curvcli
+from curvcli.analyses import registry
+from curvcli.errors import CurvError
+
+LOSS = functional.cross_entropy
+
+
+def loader(batch_size: int = 5) -> "DataLoader[tuple[Tensor, ...]]":
+    torch.manual_seed(1)
+    return DataLoader(
+        TensorDataset(torch.randn(12, 4), torch.randint(2, (12,))), batch_size=batch_size
+    )
+
+
+def touched() -> nn.Sequential:
+    """Make a model in the middle of training: mixed modes, gradients, frozen parts, buffers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Tanh(), nn.Linear(6, 2)
+    )
+    model(torch.randn(8, 4)).sum().backward()
+    model[1].eval()
+    model[4].bias.requires_grad_(False)
+    return model
+
+
+def state(model: nn.Module) -> tuple[Any, ...]:
+    """Take down everything that must stay."""
+    return (
+        copy.deepcopy(model.state_dict()),
+        [m.training for m in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+        [torch.empty(0) if p.grad is None else p.grad.clone() for p in model.parameters()],
+        [id(p) for p in model.parameters()],
+        torch.get_rng_state(),
+        torch.is_grad_enabled(),
+        torch.get_default_dtype() == torch.float32,
+    )
+
+
+OPTIONS: dict[str, dict[str, Any]] = {"diag": {"method": "exact"}}
+NEEDS_AN_OPTIMIZER = {"ratio"}
+ASKED = [name for name in registry() if name not in NEEDS_AN_OPTIMIZER]
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_the_model_is_left_as_it_was(name: str) -> None:
+    model, data = touched(), loader()
+    before = state(model)
+    result = getattr(curvcli, name)(model, LOSS, data, **OPTIONS.get(name, {}))
+    assert result.name == name
+    torch.testing.assert_close(state(model), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_also_after_an_exception() -> None:
+    model, calls = touched(), iter(range(100))
+
+    def breaks(output: Tensor, target: Tensor) -> Tensor:
+        if next(calls) > 6:
+            raise ValueError("enough")
+        return functional.mse_loss(output[:, 0], target.to(output.dtype))
+
+    batches = list(loader())
+    before = state(model)
+    with pytest.raises(ValueError, match="enough"):
+        curvcli.eig(model, breaks, batches)
+    torch.testing.assert_close(state(model), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "loss", [LOSS, nn.CrossEntropyLoss(), lambda output, target: LOSS(output, target, None)]
+)
+def test_a_loss_can_be_a_function_or_a_module(loss: Callable[..., Tensor]) -> None:
+    expected = curvcli.eig(small_model(), LOSS, loader(), top=2).metrics["lambda_max"].value
+    found = curvcli.eig(small_model(), loss, loader(), top=2).metrics["lambda_max"].value
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_batches_do_not_matter() -> None:
+    def largest(batch_size: int) -> Any:
+        found = curvcli.eig(small_model(), LOSS, loader(batch_size), top=1, tolerance=1e-6)
+        return found.metrics["lambda_max"].value
+
+    assert largest(5) == pytest.approx(largest(12), rel=1e-5)
+
+
+def test_seed() -> None:
+    def trace(seed: int) -> Any:
+        found = curvcli.diag(small_model(), LOSS, loader(), method="hutchinson", seed=seed)
+        return found.metrics["trace"].value
+
+    assert trace(3) == trace(3)
+    assert trace(3) != trace(4)
+
+
+def test_a_bad_option_is_named() -> None:
+    for options, said in (
+        ({"top": 0}, "E_USAGE: eig(top=): 0 should be greater than or equal to 1"),
+        ({"topp": 3}, "E_USAGE: eig(topp=): 'topp' is not known here — did you mean 'top'?"),
+        ({"which": "larges"}, "E_USAGE: eig(which=): 'larges' should be"),
+    ):
+        with pytest.raises(CurvError) as caught:
+            curvcli.eig(small_model(), LOSS, loader(), **options)
+        assert str(caught.value).startswith(said)
+
+
+def test_no_data() -> None:
+    with pytest.raises(CurvError, match="E_DATA"):
+        curvcli.eig(small_model(), LOSS, [])
+
+
+def test_names() -> None:
+    assert curvcli.eig.__name__ == "eig"
+    assert "extreme eigenvalues" in (curvcli.eig.__doc__ or "")
+    assert set(registry()) | {"__version__"} <= set(dir(curvcli))
+    with pytest.raises(AttributeError, match="no attribute 'eigg'"):
+        _ = curvcli.eigg
