@@ -58,7 +58,8 @@ class Problem:
     batches: tuple[Batch, ...]
     names: tuple[str, ...]
     mode: Mode = "eval"
-    optimizer: SavedOptimizer | None = None
+    optimizer: Callable[[], SavedOptimizer | None] = lambda: None
+    """Finds the saved optimizer; called where it is needed, since it may be refused."""
     heldout: tuple[Batch, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     """What the training loop did besides the optimizer's step: `grad_clip`, ..."""
@@ -153,11 +154,8 @@ class Problem:
         modes = [(m, m.training) for m in self.model.modules()]
         wanted = set(self.names)
         flags = [(p, p.requires_grad) for p in self.model.parameters()]
-        buffers: list[tuple[Tensor, Tensor]] = []
-        if self.mode == "train":
-            buffers = [(b, b.detach().clone()) for b in self.model.buffers()]
         devices = [self.like.device.index] if self.like.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), self._own_buffers():
             try:
                 self.model.train(self.mode == "train")
                 for name, p in self.model.named_parameters():
@@ -168,9 +166,34 @@ class Problem:
                     module.training = training
                 for p, flag in flags:
                     p.requires_grad_(flag)
-                with torch.no_grad():
-                    for buffer, saved in buffers:
-                        buffer.copy_(saved)
+
+    @contextlib.contextmanager
+    def _own_buffers(self) -> Iterator[None]:
+        """Let train mode write to copies of the buffers: graphs may hold on to what it wrote."""
+        found = [(m, n, b) for m in self.model.modules() for n, b in m._buffers.items()
+                 if b is not None and self.mode == "train"]  # fmt: skip
+        copies = {id(b): b.detach().clone() for _, _, b in found}
+        try:
+            for module, name, buffer in found:
+                module._buffers[name] = copies[id(buffer)]
+            yield
+        finally:
+            for module, name, buffer in found:
+                module._buffers[name] = buffer
+
+    @contextlib.contextmanager
+    def displaced(self, theta: Tensor) -> Iterator[None]:
+        """Hold the parameters at theta (n,), also for what a backward pass computes again."""
+        # torch.func.functional_call gives activation checkpointing the old values in its backward.
+        params = list(self.params.values())
+        saved = [p.data for p in params]
+        try:
+            for p, value in zip(params, self.layout.split(theta), strict=True):
+                p.data = value
+            yield
+        finally:
+            for p, value in zip(params, saved, strict=True):
+                p.data = value
 
     def terms(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Terms:
         """Evaluate one batch, at the model's own parameters or with some replaced by `values`."""
@@ -237,9 +260,7 @@ class Problem:
         share, params = self.share(batch), tuple(self.params.values())
         if not share.requires_grad:
             return tuple(torch.zeros_like(p) for p in params)
-        return torch.autograd.grad(
-            share, params, create_graph=create_graph, allow_unused=True, materialize_grads=True
-        )
+        return derivatives([share], params, create_graph=create_graph)
 
     def gradient(self) -> Tensor:
         """Differentiate L: a vector (n,); costs one gradient."""
@@ -285,6 +306,55 @@ class Problem:
             + (f"; random in train mode: {', '.join(names[:3])}" if names else ""),
             "use --mode eval" if training else "seed or remove the randomness in forward()",
         )
+
+
+def derivatives(
+    outputs: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    cotangents: Sequence[Tensor] | None = None,
+    create_graph: bool = False,
+) -> tuple[Tensor, ...]:
+    """Differentiate outputs jointly by leaves, weighted by cotangents; dense, zeros where unused."""
+    if not create_graph and _reentrant(outputs):
+        found = _accumulated(outputs, leaves, cotangents)
+    else:
+        found = torch.autograd.grad(
+            outputs,
+            leaves,
+            cotangents,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return tuple(g.to_dense() if g.is_sparse else g for g in found)
+
+
+def _reentrant(outputs: Sequence[Tensor]) -> bool:
+    """Look for reentrant checkpoints: they run a backward of their own, which only knows .grad."""
+    ahead: list[Any] = [t.grad_fn for t in outputs]
+    seen: set[Any] = set()
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            if node.name() == "CheckpointFunctionBackward":
+                return True
+            seen.add(node)
+            ahead.extend(before for before, _ in node.next_functions)
+    return False
+
+
+def _accumulated(
+    outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequence[Tensor] | None
+) -> tuple[Tensor, ...]:
+    saved = [t.grad for t in leaves]
+    try:
+        for t in leaves:
+            t.grad = None
+        torch.autograd.backward(outputs, cotangents)
+        return tuple(torch.zeros_like(t) if t.grad is None else t.grad for t in leaves)
+    finally:
+        for t, grad in zip(leaves, saved, strict=True):
+            t.grad = grad
 
 
 class Measure(NamedTuple):

@@ -237,6 +237,7 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
     "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)),
     "residual": lambda: Residual(nn.Sequential(nn.Linear(6, 6), nn.ELU())),
     "checkpoint": lambda: Checkpointed(reentrant=False),
+    "reentrant checkpoint": lambda: Checkpointed(reentrant=True),
     "gru": lambda: Recurrent(nn.GRU),
     "lstm": lambda: Recurrent(nn.LSTM),
     "attention": Attention,

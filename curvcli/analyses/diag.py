@@ -62,18 +62,19 @@ class Diag(Analysis):
         exact = ExactDiagonal(problem, work.memory)
         products = sum(p.products for p in exact.parts) * len(problem.batches)
         seconds = self._plan(exact)
-        plan = f"exact diagonal: {products:,} products, about {_time(seconds)}"
+        plan = f"exact diagonal: {products:,} products"
         limit = work.budget or (PATIENCE if self.method == "auto" else None)
         if limit is None or seconds <= limit:
-            work.tell(plan)
+            work.tell(f"{plan}, about {_time(seconds)}")
             return self._exact(exact, work, products)
         if self.method == "exact":
             raise CurvError(
                 "E_BUDGET",
-                f"{plan}, over the budget of {_time(limit)}",
+                f"{plan}, about {_time(seconds)}, over the budget of {_time(limit)}",
                 f"--method hutchinson takes {self.probes} products, or raise --budget",
             )
-        note = f"{plan}, over {_time(limit)}: estimated instead; --method exact insists"
+        # No measured time in a note: the same inputs give the same document.
+        note = f"{plan}, more than {_time(limit)}: estimated instead; --method exact insists"
         return self._estimate(problem, work, (note,))
 
     def _plan(self, exact: "ExactDiagonal") -> float:

@@ -58,6 +58,9 @@ class Gradcheck(Analysis):
     directions: int = option(2, "random directions per tensor", ge=1)
     entries: int = option(6, "sampled entries per tensor", ge=0)
     dtype: Literal["float64", "float32"] = option("float64", "precision of the check")
+    blame: Literal["auto", "always", "never"] = option(
+        "auto", "check every module alone to name the wrong one; auto does so after a failure"
+    )
 
     def run(self, problem: "Problem", work: "Work") -> Result:
         """Check every tensor and name the worst place of each."""
@@ -86,14 +89,32 @@ class Gradcheck(Analysis):
                 notes.append(f"{len(rows)} of {len(gradient)} tensors checked")
             if evaluate.why_looped:
                 notes.append(f"evaluated one by one, not batched: {evaluate.why_looped}")
+        culprits, found = self._blame(small, rows, work, interrupted)
         return self.result(
-            self._headline(rows),
+            self._headline(rows) + found,
             rows=rows,
             metrics=self._metrics(rows, evaluate.evaluations),
-            checks=[self._check(r) for r in rows] + self._nothing(rows),
+            checks=[*culprits, *(self._check(r) for r in rows), *self._nothing(rows)],
             notes=notes,
             interrupted=interrupted,
         )
+
+    def _blame(
+        self, small: "Problem", rows: list[GradcheckRow], work: "Work", interrupted: bool
+    ) -> tuple[list[Check], str]:
+        """Check the modules one by one where that is asked for: the culprits, and their names."""
+        failed = any(r.verdict == "fail" for r in rows)
+        if interrupted or self.blame == "never" or (self.blame == "auto" and not failed):
+            return [], ""
+        from curvcli.curvature.blame import suspects
+
+        found = suspects(small, self.tolerance, work.rng)
+        checks = [Check("culprit", "fail", str(s), "correct its backward") for s in found]
+        if not found:
+            said = "every module that is called passes alone"
+            return [Check("culprit", "undecided" if failed else "pass", said)], ""
+        named = ", ".join(f"{s.name or 'the model itself'} ({s.kind})" for s in found)
+        return checks, f"; the culprit is {named}"
 
     def _tensor(
         self, name: str, g: "Tensor", evaluate: "Perturbed", rng: "torch.Generator"

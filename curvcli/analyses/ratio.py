@@ -52,7 +52,7 @@ class Ratio(Analysis):
         """Recover the last update and take the next one."""
         from curvcli.updates import last_updates, next_updates
 
-        saved = problem.optimizer
+        saved = problem.optimizer()
         if saved is None:
             raise CurvError(
                 "E_OPTIMIZER",

@@ -37,10 +37,14 @@ def test_no_planted_bug_passes(name: str, seed: int) -> None:
     assert found["2.weight"] == "pass"
     upstream = {v for n, v in found.items() if not n.startswith("2.")}
     assert "fail" in upstream
+    culprits = [c.message for c in result.checks if c.name == "culprit"]
+    assert len(culprits) == 1
+    assert culprits[0].startswith("1: ")
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_no_right_gradient_fails(name: str, seed: int) -> None:
     torch.manual_seed(seed)
     result = ask(FEW, around(RIGHT[name](), seed), seed)

@@ -23,7 +23,7 @@ def trained(
         before = {n: t.detach().clone() for n, t in model.named_parameters()}
         step(p, model, optimizer)
     saved = resolve(optimizer.state_dict(), model, {})
-    p = Problem(p.model, p.loss, p.batches, p.names, optimizer=saved)
+    p = Problem(p.model, p.loss, p.batches, p.names, optimizer=lambda: saved)
     return p, model, optimizer, before
 
 
