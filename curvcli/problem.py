@@ -276,7 +276,7 @@ class Problem:
             share = self.share(self.batches[0])
             if not share.requires_grad:
                 return list(self.names)
-            found = torch.autograd.grad(share, tuple(self.params.values()), allow_unused=True)
+            found = _derivatives([share], tuple(self.params.values()))
         return [n for n, g in zip(self.names, found, strict=True) if g is None]
 
     def probe(self) -> None:
@@ -315,18 +315,33 @@ def derivatives(
     create_graph: bool = False,
 ) -> tuple[Tensor, ...]:
     """Differentiate outputs jointly by leaves, weighted by cotangents; dense, zeros where unused."""
-    if not create_graph and _reentrant(outputs):
-        found = _accumulated(outputs, leaves, cotangents)
-    else:
-        found = torch.autograd.grad(
-            outputs,
-            leaves,
-            cotangents,
-            create_graph=create_graph,
-            allow_unused=True,
-            materialize_grads=True,
+    found = _derivatives(outputs, leaves, cotangents, create_graph)
+    dense = (g.to_dense() if g is not None and g.is_sparse else g for g in found)
+    return tuple(
+        torch.zeros_like(t) if g is None else g for g, t in zip(dense, leaves, strict=True)
+    )
+
+
+def _derivatives(
+    outputs: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    cotangents: Sequence[Tensor] | None = None,
+    create_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Differentiate; None where a leaf is unused."""
+    if create_graph or not _reentrant(outputs):
+        return torch.autograd.grad(
+            outputs, leaves, cotangents, create_graph=create_graph, allow_unused=True
         )
-    return tuple(g.to_dense() if g.is_sparse else g for g in found)
+    saved = [t.grad for t in leaves]
+    try:
+        for t in leaves:
+            t.grad = None
+        torch.autograd.backward(outputs, cotangents)
+        return tuple(t.grad for t in leaves)
+    finally:
+        for t, grad in zip(leaves, saved, strict=True):
+            t.grad = grad
 
 
 def _reentrant(outputs: Sequence[Tensor]) -> bool:
@@ -341,20 +356,6 @@ def _reentrant(outputs: Sequence[Tensor]) -> bool:
             seen.add(node)
             ahead.extend(before for before, _ in node.next_functions)
     return False
-
-
-def _accumulated(
-    outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequence[Tensor] | None
-) -> tuple[Tensor, ...]:
-    saved = [t.grad for t in leaves]
-    try:
-        for t in leaves:
-            t.grad = None
-        torch.autograd.backward(outputs, cotangents)
-        return tuple(torch.zeros_like(t) if t.grad is None else t.grad for t in leaves)
-    finally:
-        for t, grad in zip(leaves, saved, strict=True):
-            t.grad = grad
 
 
 class Measure(NamedTuple):

@@ -3,11 +3,15 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.overrides import TorchFunctionMode
 
 
 @contextlib.contextmanager
@@ -15,8 +19,9 @@ def second_order(model: nn.Module) -> Iterator[None]:
     """Run a model on kernels that can be differentiated twice, for the length of the context.
 
     Fused attention, the fast path of MultiheadAttention, cuDNN's and oneDNN's recurrent kernels,
-    sparse embedding gradients and compiled graphs have no second derivative; each has an equal
-    that does. The function computed is the same but for rounding.
+    sparse embedding gradients and compiled graphs have no second derivative, that of weight
+    normalisation is wrong (torch 2.13); each has an equal that has one. The function computed is
+    the same but for rounding.
     """
     sparse = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)
               and m.sparse]  # fmt: skip
@@ -26,6 +31,10 @@ def second_order(model: nn.Module) -> Iterator[None]:
         if any(isinstance(m, nn.RNNBase) for m in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             stack.enter_context(_without_mkldnn())
+        for m in model.modules():
+            if isinstance(m, _WeightNorm):
+                m.__dict__["forward"] = partial(_weight_normed, m.dim)
+                stack.callback(m.__dict__.pop, "forward")
         # Where nothing was compiled the compiler is not loaded, and loading it takes seconds.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -38,6 +47,26 @@ def second_order(model: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
             for m in sparse:
                 m.sparse = True
+
+
+class WrittenOut(TorchFunctionMode):
+    """Compute mse_loss by its formula for as long as forward mode is at work.
+
+    torch 2.13 crashes in the derivative of its kernel, and under the tracer so does the process.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.mse_loss and kwargs.get("weight") is None:
+            output, target = torch.broadcast_tensors(*args)  # type: ignore[no-untyped-call]
+            return func(output, target, **kwargs | {"weight": torch.ones_like(output)})
+        return func(*args, **kwargs)
+
+
+def _weight_normed(dim: int, g: Tensor, v: Tensor) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 @contextlib.contextmanager

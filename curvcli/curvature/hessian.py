@@ -67,16 +67,22 @@ def hessian(problem: Problem, work: Work) -> Chosen:
             raise CurvError(
                 "E_NO_HVP", f"--hvp {work.method} fails on this model: {why}", "use --hvp auto"
             )
-        return _chosen(problem, work, work.method, gap, ())
+        wrong = gap is not None and not gap <= AGREE
+        doubt = (f"this product is doubtful: it {_differs(gap)}",) if wrong else ()
+        return _chosen(problem, work, work.method, gap, doubt)
     notes: list[str] = []
     for method in LADDER[:-1]:
         gap, why = small.trial(method)
-        if not why and gap is not None and gap > AGREE:
-            why = f"its product differs from a difference of gradients by {gap:.1e}"
+        if not why and gap is not None and not gap <= AGREE:
+            why = f"its product {_differs(gap)}"
         if not why:
             return _chosen(problem, work, method, gap, tuple(notes))
         notes.append(f"not by {TITLES[method]}: {why}")
     return _chosen(problem, work, LADDER[-1], None, tuple(notes))
+
+
+def _differs(gap: float | None) -> str:
+    return f"differs from a difference of gradients by {gap:.1e}"
 
 
 def _chosen(
@@ -118,6 +124,8 @@ class Small:
         """Try a method: its relative gap to the differences, and why it failed if it did."""
         try:
             product = METHODS[method](self.problem, None).matvec(self.direction)
+        except CurvError as error:
+            return None, error.message
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             return None, reason(error)
         size = max(float(t.norm()) for t in self.truth)

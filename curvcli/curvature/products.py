@@ -7,6 +7,7 @@ tracing, central difference of gradients 2 with an error near eps^(2/3).
 
 import contextlib
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, linearize
 
-from curvcli.curvature.compat import second_order
+from curvcli.curvature.compat import WrittenOut, second_order
 from curvcli.curvature.memory import held, spare
+from curvcli.errors import CurvError
 from curvcli.linalg.operator import LinearOperator, normal
 from curvcli.problem import Batch, Problem
 
@@ -31,6 +33,7 @@ class Products(LinearOperator):
         self.problem = problem
         self.layout = problem.layout
         self.like = problem.like
+        _ = problem.measure  # now, since it cannot be taken within a functional transform
 
     @contextlib.contextmanager
     def engaged(self) -> Iterator[None]:
@@ -55,6 +58,12 @@ class ByBatch(Products):
                 product = self.share(index, batch, parts)
                 if product is not None:
                     out += self.layout.flatten(p.detach() for p in product)
+        if not out.isfinite().all():
+            raise CurvError(
+                "E_NONFINITE",
+                "a product with the Hessian is not finite",
+                "the loss may have no second derivative here, as sqrt at 0 has none",
+            )
         return out
 
     @abstractmethod
@@ -123,6 +132,14 @@ def _loss_of(problem: Problem, batch: Batch) -> Callable[[dict[str, Tensor]], Te
     return lambda values: problem.share(batch, values)
 
 
+@contextlib.contextmanager
+def _forward_mode() -> Iterator[None]:
+    """Silence what torch's forward mode and tracer say of their own inner workings, and mend it."""
+    with warnings.catch_warnings(), WrittenOut():
+        warnings.simplefilter("ignore")
+        yield
+
+
 class Forward(ByBatch):
     """Forward over reverse: the gradient's own directional derivative."""
 
@@ -131,9 +148,10 @@ class Forward(ByBatch):
     def share(self, index: int, batch: Batch, v: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Push the direction through the gradient."""
         direction = dict(zip(self.layout.names, v, strict=True))
-        out: dict[str, Tensor] = jvp(
-            grad(_loss_of(self.problem, batch)), (self.point(),), (direction,)
-        )[1]
+        with _forward_mode():
+            out: dict[str, Tensor] = jvp(
+                grad(_loss_of(self.problem, batch)), (self.point(),), (direction,)
+            )[1]
         return tuple(out[n] for n in self.layout.names)
 
 
@@ -144,7 +162,7 @@ class Linearized(ByBatch):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        with self.engaged():
+        with self.engaged(), _forward_mode():
             self.maps = [
                 linearize(grad(_loss_of(problem, b)), self.point())[1] for b in problem.batches
             ]
@@ -193,12 +211,7 @@ class Differences(Products):
 
     def _gradient(self, theta: Tensor) -> Tensor:
         total = torch.zeros_like(theta)
-        values = {n: t.detach().requires_grad_() for n, t in self.layout.named(theta).items()}
-        for batch in self.problem.batches:
-            share = self.problem.share(batch, values)
-            if share.requires_grad:
-                grads = torch.autograd.grad(
-                    share, tuple(values.values()), allow_unused=True, materialize_grads=True
-                )
-                total += self.layout.flatten(grads)
+        with self.problem.displaced(theta):
+            for batch in self.problem.batches:
+                total += self.layout.flatten(self.problem.gradients(batch))
         return total

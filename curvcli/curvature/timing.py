@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from curvcli.curvature.hessian import METHODS, reason
+from curvcli.errors import CurvError
 from curvcli.linalg.ritz import Watch
 from curvcli.problem import Problem
 from curvcli.work import Work
@@ -53,6 +54,8 @@ def trial(method: str, problem: Problem, work: Work, v: Tensor) -> Timed | str:
             operator = METHODS[method](problem, work.memory)
         setup = _elapsed(start, v)
         product = operator.matvec(v)
+    except CurvError as error:
+        return "not on this model: " + error.message
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         return "not on this model: " + reason(error)
     return Timed(method, lambda: operator.matvec(v), setup, product)

@@ -1,5 +1,7 @@
 """An orthonormal basis in R^n that grows by one vector at a time; dot products in float64."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -80,6 +82,12 @@ class Basis:
             (slice(i, min(i + _ROWS, self.count)), block[: self.count - i])
             for i, block in zip(ends, self.blocks, strict=True)
         ]
+
+
+def norm(w: Tensor) -> float:
+    """Measure a vector's length, also where the squares of its entries leave float64's range."""
+    largest = float(w.abs().max())
+    return largest * float((w / largest).norm()) if 0 < largest < math.inf else largest
 
 
 def _cuts(n: int) -> list[slice]:

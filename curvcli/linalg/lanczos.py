@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvcli.linalg.basis import Basis
+from curvcli.linalg.basis import Basis, norm
 from curvcli.linalg.operator import Counted, LinearOperator
 from curvcli.linalg.ritz import (
     DOUBT,
@@ -34,7 +34,8 @@ class Run:
     begin: int  # how many vectors the basis held before it
     remainder: Tensor | None  # (n,) float64; None once the run has closed
     end: int = -1  # index of its last vector
-    beta: float = 0.0  # norm of its remainder when it was formed
+    beta: float = 0.0  # norm of what the remainder was before it was made a unit vector
+    cleared: int = 0  # how many vectors of the basis the remainder is orthogonal to
 
 
 class Krylov:
@@ -44,7 +45,7 @@ class Krylov:
     Lanczos, and several together are a block method whose block grows as it turns out to be needed.
     """
 
-    def __init__(self, A: LinearOperator) -> None:
+    def __init__(self, A: Counted) -> None:
         self.A = A
         self.Q = Basis(A.like)
         self.H = torch.zeros(0, 0, dtype=torch.float64)
@@ -67,15 +68,16 @@ class Krylov:
         coefficients = self.Q.remove(w)
         self.H = torch.nn.functional.pad(self.H, (0, 1, 0, 1))
         self.H[-1, :] = self.H[:, -1] = coefficients
-        run.end, run.beta = len(self.Q) - 1, float(w.norm())
+        run.end, run.beta, run.cleared = len(self.Q) - 1, norm(w), len(self.Q)
         run.remainder = w / run.beta if run.beta > self.noise else None
 
     def resume(self, run: Run) -> bool:
         """Clear a run's remainder of what other runs have taken in since; False if none is left."""
-        if run.remainder is not None:
+        if run.remainder is not None and run.cleared < len(self.Q):
             self.Q.remove(run.remainder)
-            left = float(run.remainder.norm())
-            run.remainder = run.remainder / left if run.beta * left > self.noise else None
+            left = norm(run.remainder)
+            run.beta, run.cleared = run.beta * left, len(self.Q)
+            run.remainder = run.remainder / left if run.beta > self.noise else None
         return run.remainder is not None
 
     @property
@@ -88,6 +90,11 @@ class Krylov:
         """The size of a remainder that is rounding: the run has closed an invariant subspace."""
         return 30 * torch.finfo(self.A.like.dtype).eps * self.norm
 
+    @property
+    def rounding(self) -> float:
+        """The part of a residual that the recurrence does not know: every step leaves its own."""
+        return 4 * math.sqrt(max(len(self.Q), 4)) * torch.finfo(self.A.like.dtype).eps * self.norm
+
     def ritz(self, size: int) -> tuple[Tensor, Tensor]:
         """Give the Ritz values, ascending (m,), and their coefficients (m, m) in m=size vectors."""
         theta, S = torch.linalg.eigh(self.H[:size, :size])
@@ -97,13 +104,23 @@ class Krylov:
         """Give the part (k,) of the residuals of the pairs S (m, k) that this run accounts for."""
         if not 0 <= run.end < len(S):
             return torch.zeros(S.shape[1], dtype=S.dtype)
-        # Other runs may have taken in a part of the remainder; H holds how much.
-        rest = run.beta**2 - float(self.H[run.end + 1 : len(S), run.end].square().sum())
-        return math.sqrt(max(rest, 0.0)) * S[run.end].abs()
+        self.resume(run)
+        # Vectors of the basis that S leaves out hold a part of what was left.
+        outside = self.H[len(S) :, run.end]
+        return math.hypot(run.beta, norm(outside) if len(outside) else 0.0) * S[run.end].abs()
 
     def residuals(self, S: Tensor) -> Tensor:
         """Bound the residual norms (k,) of the pairs with coefficients S (m, k)."""
         return torch.stack([self.left(r, S) for r in self.runs]).sum(dim=0)
+
+    def vectors(self, S: Tensor) -> Tensor:
+        """Form the unit vectors (k, n) float64 with coefficients S (m, k)."""
+        out = torch.zeros(S.shape[1], self.A.size, dtype=torch.float64, device=self.A.like.device)
+        rest = len(self.Q) - len(S)
+        for row, s in zip(out, S.T, strict=True):
+            y = self.Q.combine(torch.nn.functional.pad(s, (0, rest)))
+            row.copy_(y / y.norm())
+        return out
 
 
 def lanczos(
@@ -217,16 +234,14 @@ def _finish(A: Counted, search: _Search, status: Status) -> Ritz:
         search.size = found or len(Q)
     theta, S = search.pairs()
     residuals = K.residuals(S)
-    spread = torch.nn.functional.pad(S.T, (0, len(Q) - search.size))  # (k, m)
-    vectors = torch.stack([Q.combine(s) for s in spread])  # (k, n) float64
-    vectors = vectors / vectors.norm(dim=1, keepdim=True)
-    rounding = 8 * torch.finfo(A.like.dtype).eps * K.norm
-    if status != "interrupted":
+    vectors = K.vectors(S)
+    rounding = K.rounding
+    if status != "interrupted" and len(theta):
         product = A.matvec(vectors[0].to(A.like.dtype)).double()
-        true = float((product - theta[0] * vectors[0]).norm())
+        true = norm(product - theta[0] * vectors[0])
         # What the recurrence does not explain is rounding, in the products and in the basis.
-        rounding = max(rounding, math.sqrt(max(0.0, true**2 - float(residuals[0]) ** 2)))
-    residuals = (residuals.square() + rounding**2).sqrt()
+        rounding = max(rounding, true - float(residuals[0]))
+    residuals = residuals + rounding
     return Ritz(
         values=theta,
         vectors=vectors.to(A.like.dtype),

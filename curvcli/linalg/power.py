@@ -8,10 +8,21 @@ one vector a pair. It is there to compare with; Lanczos needs a fraction of its 
 import torch
 from torch import Tensor
 
-from curvcli.linalg.basis import Basis
-from curvcli.linalg.lanczos import lanczos
+from curvcli.linalg.basis import Basis, norm
+from curvcli.linalg.lanczos import Krylov, Run, lanczos
 from curvcli.linalg.operator import Counted, LinearOperator
-from curvcli.linalg.ritz import DOUBT, FLOOR, Ritz, Status, Watch, Which, beyond, missed, radii
+from curvcli.linalg.ritz import (
+    DOUBT,
+    FLOOR,
+    Ritz,
+    Status,
+    Watch,
+    Which,
+    beyond,
+    missed,
+    radii,
+    small,
+)
 
 
 class Deflated(LinearOperator):
@@ -45,92 +56,92 @@ def power(
     """Find eigenpairs, largest in size first, until `top` of them are of the kind asked for.
 
     `largest` and `smallest` pass over eigenvalues of the other sign; their vectors deflate too.
-    The search for missed ones is by Lanczos in the complement.
+    The vectors found span the space from which the pairs are taken, since the error of an early
+    one would else spoil all that follow. The search for missed ones is by Lanczos in the complement.
     """
     counted = Counted(A)
-    basis = Basis(A.like)
-    values: list[float] = []
-    residuals: list[float] = []
+    K = Krylov(counted)
     status: Status = "max_matvecs"
     doubt = 1.0
     try:
-        while not _enough(values, top, which, A.size):
-            pair = _pair(counted, basis, values, tolerance, rng, max_matvecs, watch)
-            values.append(pair[0])
-            residuals.append(pair[1])
-            basis.append(pair[2])
-            if counted.matvecs >= max_matvecs:
+        while counted.matvecs < max_matvecs and not _enough(K, top, which):
+            run = K.start(rng)
+            if run is None:
                 break
-        else:
-            doubt = _doubt(counted, basis, values, top, which, rng)
+            _sharpen(K, run, tolerance / 2, max_matvecs, watch)
+            K.step(run)
+        if _enough(K, top, which) and _small(K, top, which, tolerance):
+            doubt = _doubt(K, top, which, rng, max_matvecs)
             status = "converged" if doubt <= DOUBT else "unverified"
     except KeyboardInterrupt:
         status = "interrupted"
-    theta = torch.tensor(values, dtype=torch.float64)
-    chosen = _kind(values, which)[:top]
-    r = torch.tensor(residuals, dtype=torch.float64)[chosen]
-    none = torch.zeros(0, A.size, dtype=A.like.dtype, device=A.like.device)
-    vectors = torch.stack([basis[i] for i in chosen]) if chosen else none
-    return Ritz(theta[chosen], vectors, r, radii(theta[chosen], r), doubt, counted.matvecs, status)
+    theta, S = _pairs(K, top, which)
+    residuals = K.residuals(S) + K.rounding if len(theta) else theta
+    vectors = K.vectors(S).to(A.like.dtype)
+    return Ritz(theta, vectors, residuals, radii(theta, residuals), doubt, counted.matvecs, status)
 
 
-def _pair(
-    A: Counted,
-    basis: Basis,
-    values: list[float],
-    tolerance: float,
-    rng: torch.Generator,
-    max_matvecs: int,
-    watch: Watch | None,
-) -> tuple[float, float, Tensor]:
-    """Iterate in the complement of `basis`: the value, its true residual and its vector."""
-    y = basis.random(rng)
-    assert y is not None
-    norm = max((abs(v) for v in values), default=0.0)
-    while True:
+def _sharpen(
+    K: Krylov, run: Run, tolerance: float, max_matvecs: int, watch: Watch | None
+) -> None:
+    """Iterate in the complement of the basis until the vector stands still in it."""
+    A: Counted = K.A
+    largest = K.norm
+    while A.matvecs < max_matvecs - 1:  # one product is kept for the step that follows
+        y = run.remainder
+        assert y is not None
         product = A.matvec(y.to(A.like.dtype)).double()
+        K.Q.remove(product)
         theta = float(product @ y)
-        residual = float((product - theta * y).norm())
-        norm = max(norm, abs(theta))
+        residual = norm(product - theta * y)
+        largest = max(largest, abs(theta))
         if watch:
             watch(A.matvecs, None, theta, residual)
-        noise = 8 * torch.finfo(A.like.dtype).eps * norm
-        small = residual <= max(tolerance * max(abs(theta), FLOOR * norm), noise)
-        if small or A.matvecs >= max_matvecs:
-            return theta, max(residual, noise), y
-        basis.remove(product)
-        y = product / product.norm()
+        noise = 8 * torch.finfo(A.like.dtype).eps * largest
+        if residual <= max(tolerance * max(abs(theta), FLOOR * largest), noise):
+            return
+        run.remainder = product / norm(product)
 
 
-def _kind(values: list[float], which: Which) -> list[int]:
-    """Order the found values of the kind asked for, most wanted first."""
-    indices = range(len(values))
-    if which == "largest":
-        return sorted((i for i in indices if values[i] >= 0), key=lambda i: -values[i])
-    if which == "smallest":
-        return sorted((i for i in indices if values[i] <= 0), key=lambda i: values[i])
-    return sorted(indices, key=lambda i: -abs(values[i]))
+def _pairs(K: Krylov, top: int, which: Which) -> tuple[Tensor, Tensor]:
+    """Give the values found (k,) of the kind asked for, most wanted first, and their coefficients.
+
+    A value that is zero to rounding is of either kind.
+    """
+    theta, S = K.ritz(len(K.Q))
+    if which == "magnitude":
+        chosen = sorted(range(len(theta)), key=lambda i: -abs(float(theta[i])))
+    else:
+        sign = 1 if which == "largest" else -1
+        chosen = [i for i in range(len(theta)) if sign * theta[i] >= -K.rounding]
+        chosen.sort(key=lambda i: -sign * float(theta[i]))
+    return theta[chosen[:top]], S[:, chosen[:top]]
 
 
-def _enough(values: list[float], top: int, which: Which, size: int) -> bool:
-    return len(values) >= size or len(_kind(values, which)) >= top
+def _enough(K: Krylov, top: int, which: Which) -> bool:
+    return len(K.Q) >= K.A.size or len(_pairs(K, top, which)[0]) >= top
 
 
-def _doubt(
-    A: Counted, basis: Basis, values: list[float], top: int, which: Which, rng: torch.Generator
-) -> float:
+def _small(K: Krylov, top: int, which: Which, tolerance: float) -> bool:
+    theta, S = _pairs(K, top, which)
+    found = K.residuals(S)
+    return small(found, theta, K.norm, tolerance) or bool((found <= K.rounding).all())
+
+
+def _doubt(K: Krylov, top: int, which: Which, rng: torch.Generator, max_matvecs: int) -> float:
     """Bound the probability that the complement of what was found holds a wanted value."""
-    if len(basis) >= A.size:
+    n = K.A.size
+    if len(K.Q) >= n:
         return 0.0
-    theta = torch.tensor(values, dtype=torch.float64).sort().values
-    norm = float(theta.abs().max())
-    low, high = beyond(theta, min(top, len(theta)), which, norm)
+    theta, _ = K.ritz(len(K.Q))
+    low, high = beyond(theta, min(top, len(theta)), which, K.norm)
     doubt = 1.0
     for steps in (6, 12, 24):
-        space = Deflated(A, basis)
+        if K.A.matvecs + steps + 1 > max_matvecs:
+            break
+        space = Deflated(K.A, K.Q)
         ends = lanczos(space, 1, 0.0, rng, which="both", max_matvecs=steps + 1)
         top_end, low_end = float(ends.values[0]), float(ends.values[-1])
-        n = A.size - len(basis)
         up = missed(steps, n, high, top_end, min(low_end, float(theta[0])))
         down = missed(steps, n, low, low_end, max(top_end, float(theta[-1])))
         doubt = min(1.0, up + down)

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from curvcli.linalg.basis import norm
+
 Which = Literal["largest", "smallest", "both", "magnitude"]
 Status = Literal["converged", "unverified", "max_matvecs", "interrupted"]
 Watch = Callable[[int, int | None, float | None, float | None], None]
@@ -76,19 +78,23 @@ def radii(theta: Tensor, residuals: Tensor) -> Tensor:
 
     A lone interval needs its own residual only. In a cluster of overlapping intervals, k Ritz
     values with an orthonormal basis lie within ||R||_2 <= ||r||_2 of k eigenvalues, one each
-    [Parlett 1998, The Symmetric Eigenvalue Problem, theorem 11.5.1].
+    [Parlett 1998, The Symmetric Eigenvalue Problem, theorem 11.5.1]. A cluster that reaches its
+    neighbour once it is widened takes that in, too.
     """
-    order = torch.argsort(theta)
+    clusters: list[list[int]] = []
+    for i in torch.argsort(theta).tolist():
+        clusters.append([i])
+        while len(clusters) > 1 and _overlap(theta, residuals, *clusters[-2:]):
+            clusters[-2:] = [clusters[-2] + clusters[-1]]
     out = residuals.clone()
-    cluster: list[int] = []
-    reach = -math.inf
-    for i in [int(j) for j in order]:
-        if cluster and float(theta[i] - residuals[i]) > reach:
-            cluster, reach = [], -math.inf
-        cluster.append(i)
-        reach = max(reach, float(theta[i] + residuals[i]))
-        out[cluster] = residuals[cluster].norm() if len(cluster) > 1 else residuals[cluster]
+    for cluster in clusters:
+        out[cluster] = norm(residuals[cluster])
     return out
+
+
+def _overlap(theta: Tensor, residuals: Tensor, low: list[int], high: list[int]) -> bool:
+    gap = float(theta[high[0]] - theta[low[-1]])
+    return gap <= norm(residuals[low]) + norm(residuals[high])
 
 
 def beyond(theta: Tensor, top: int, which: Which, norm: float) -> tuple[float, float]:
