@@ -314,7 +314,7 @@ def derivatives(
     cotangents: Sequence[Tensor] | None = None,
     create_graph: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Differentiate outputs jointly by leaves, weighted by cotangents; dense, zeros where unused."""
+    """Differentiate outputs jointly by leaves, weighted by cotangents; zeros where unused."""
     found = _derivatives(outputs, leaves, cotangents, create_graph)
     dense = (g.to_dense() if g is not None and g.is_sparse else g for g in found)
     return tuple(

@@ -1,6 +1,5 @@
 """The diagonal of the Hessian, exact or estimated, summed up tensor by tensor."""
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -61,7 +60,7 @@ class Diag(Analysis):
 
         exact = ExactDiagonal(problem, work.memory)
         products = sum(p.products for p in exact.parts) * len(problem.batches)
-        seconds = self._plan(exact)
+        seconds = exact.estimate()
         plan = f"exact diagonal: {products:,} products"
         limit = work.budget or (PATIENCE if self.method == "auto" else None)
         if limit is None or seconds <= limit:
@@ -77,37 +76,22 @@ class Diag(Analysis):
         note = f"{plan}, more than {_time(limit)}: estimated instead; --method exact insists"
         return self._estimate(problem, work, (note,))
 
-    def _plan(self, exact: "ExactDiagonal") -> float:
-        """Measure a few products of each part on one batch, and scale to all of them."""
-        from dataclasses import replace
-
-        import torch
-
-        first = replace(exact.problem, batches=exact.problem.batches[:1])
-        total = 0.0
-        for part in exact.parts:
-            name, count = part.names[0], exact.problem.params[part.names[0]].numel()
-            few = torch.arange(min(16, count))
-            one = type(exact)(first, exact.room)
-            start = time.perf_counter()
-            with one.engaged():
-                one.one_hot(name, few)
-            each = (time.perf_counter() - start) / len(few)
-            total += each * part.products * len(exact.problem.batches)
-        return total
-
     def _exact(self, exact: "ExactDiagonal", work: "Work", products: int) -> Result:
         watch = work.announce("exact diagonal")
         done: dict[str, tuple[Part, Tensor]] = {}
         interrupted = False
         try:
-            count = 0
-            for part in exact.parts:
-                for name, d in exact.compute(part).items():
-                    done[name] = (part, d)
-                count += part.products * len(exact.problem.batches)
-                trace = sum(float(d.double().sum()) for _, d in done.values())
+            count, trace = 0, None
+
+            def tick(more: int) -> None:
+                nonlocal count
+                count += more
                 watch(count, products, trace, None)
+
+            for part in exact.parts:
+                for name, d in exact.compute(part, tick).items():
+                    done[name] = (part, d)
+                trace = sum(float(d.double().sum()) for _, d in done.values())
         except KeyboardInterrupt:
             interrupted = True
         rows = [

@@ -124,9 +124,7 @@ class _Alone:
         self.repeats = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
         self.weights = [normal(t, rng) for t in first]
 
-    def _outputs(
-        self, inputs: Mapping[int, Tensor], params: Mapping[str, Tensor]
-    ) -> list[Tensor]:
+    def _outputs(self, inputs: Mapping[int, Tensor], params: Mapping[str, Tensor]) -> list[Tensor]:
         # Copies, because a module may write into what it is given.
         leaves = [t.clone() if isinstance(t, Tensor) else t for t in self.leaves]
         for i, t in inputs.items():
@@ -163,9 +161,7 @@ class _Alone:
         return tuple(found[: len(given)]), tuple(found[len(given) :]), kept
 
 
-def _check(
-    call: Call, problem: Problem, tolerance: float, rng: torch.Generator
-) -> Suspect | None:
+def _check(call: Call, problem: Problem, tolerance: float, rng: torch.Generator) -> Suspect | None:
     """Hold one call's vector-Jacobian product against differences; None where it is right."""
     alone = _Alone(call, problem, rng)
     if not alone.weights or not alone.repeats:
@@ -190,9 +186,7 @@ def _check(
     return None
 
 
-def _valued(
-    alone: _Alone, inputs: Mapping[int, Tensor], params: Mapping[str, Tensor]
-) -> float:
+def _valued(alone: _Alone, inputs: Mapping[int, Tensor], params: Mapping[str, Tensor]) -> float:
     """Evaluate without a graph."""
     with torch.no_grad():
         return float(alone.value(inputs, params))
@@ -208,9 +202,7 @@ def _steps(t: Tensor) -> list[float]:
     return [0.0, *h.tolist(), *(-h).tolist()]
 
 
-def _compared(
-    analytic: float, values: Sequence[float], t: Tensor, tolerance: float
-) -> Comparison:
+def _compared(analytic: float, values: Sequence[float], t: Tensor, tolerance: float) -> Comparison:
     s = len(STEPS)
     found = torch.tensor(values, dtype=torch.float64)
     return compare(

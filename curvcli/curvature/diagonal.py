@@ -9,9 +9,11 @@ product per entry, in chunks under vmap.
 """
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,10 @@ from curvcli.problem import Batch, Problem
 
 AGREE = 1e-2
 """Relative gap to a one-hot product that betrays a layer used in another way than it seems."""
+
+
+Tick = Callable[[int], None]
+"""Told how many products have been computed since it was last told."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class ExactDiagonal:
         self.problem = problem
         self.room = spare(problem.like.device) if memory is None else memory
         self.layers = self._layers()
+        _ = problem.measure  # now, since its passes over the data are none of the recorded uses
 
     @contextlib.contextmanager
     def engaged(self) -> Iterator[None]:
@@ -67,10 +74,9 @@ class ExactDiagonal:
         for layer, names in self.layers.items():
             with self.engaged():
                 uses = self._uses(layer, self.problem.batches[0])[0]
-            if len(uses) != 1 or len(uses[0].x) != self.problem.batches[0].size:
+            if not _plain(uses, self.problem.batches[0]):
                 continue
-            positions = uses[0].a[0].numel() // uses[0].a.shape[-1]
-            products = positions * uses[0].a.shape[-1]
+            products = uses[0].a[0].numel()  # positions times outputs
             entries = sum(self.problem.params[n].numel() for n in names)
             if products < entries:
                 part = Part(names, layer, products)
@@ -80,21 +86,48 @@ class ExactDiagonal:
         ]
         return list(dict.fromkeys(parts))
 
-    def compute(self, part: Part) -> dict[str, Tensor]:
+    def estimate(self) -> float:
+        """Measure a few products of each part on one batch, and scale to all: seconds."""
+        batch, total = self.problem.batches[0], 0.0
+        with self.engaged():
+            for part in self.parts:
+                self._few(part, batch)  # the first products of a kind set up more than they compute
+                start = time.perf_counter()
+                few = self._few(part, batch)
+                total += (time.perf_counter() - start) / few * part.products
+        return total * self.problem.examples / batch.size
+
+    def _few(self, part: Part, batch: Batch) -> int:
+        """Take as many products of a part as are batched at once, up to 16: how many."""
+        few = torch.arange(min(16, part.products))
+        if part.layer is not None:
+            uses, share = self._uses(part.layer, batch)
+            (g,) = _grad(share, (uses[0].a,), create_graph=True)
+            if g is not None and g.requires_grad:
+                _layer_chunk(uses[0], g, few)
+        else:
+            p = self.problem.params[part.names[0]]
+            (g,) = _grad(self.problem.share(batch), (p,), create_graph=True)
+            if g is not None and g.requires_grad:
+                _one_hot_chunk(g, p, few)
+        return len(few)
+
+    def compute(self, part: Part, tick: Tick = lambda products: None) -> dict[str, Tensor]:
         """Compute the diagonals of a part by name, exact to rounding.
 
-        A layer's is held against one-hot products at its largest entry and two others; where they
-        differ (examples that interact, a weight used elsewhere too) all its entries are done so.
+        `tick` is told of every chunk of products. A layer's is held against one-hot products at
+        its largest entry and two others; where they differ (examples that interact, a weight used
+        elsewhere too) all its entries are done so.
         """
         with self.engaged():
-            if part.layer is None:
-                return {n: self.one_hot(n) for n in part.names}
-            found = self._by_layer(part)
-            if all(self._verified(n, d) for n, d in found.items()):
+            found = self._by_layer(part, tick) if part.layer is not None else {}
+            if found and all(self._verified(n, d) for n, d in found.items()):
                 return found
-            return {n: self.one_hot(n) for n in part.names}
+            return {n: self.one_hot(n, tick=tick) for n in part.names}
 
-    def one_hot(self, name: str, entries: Tensor | None = None) -> Tensor:
+    def one_hot(
+        self, name: str, entries: Tensor | None = None, tick: Tick = lambda products: None
+    ) -> Tensor:
         """Compute one product per entry: the tensor's diagonal, or (k,) of its flat entries."""
         p = self.problem.params[name]
         chosen = torch.arange(p.numel()) if entries is None else entries
@@ -105,7 +138,10 @@ class ExactDiagonal:
             if g is not None and g.requires_grad:
                 # Batched products need about the graph once more for each of them.
                 chunk = self._chunk(batch, p.numel() * p.element_size())
-                ready = [_one_hot_chunk(g, p, rows) for rows in torch.split(chosen, chunk)]
+                ready = []
+                for rows in torch.split(chosen, chunk):
+                    ready.append(_one_hot_chunk(g, p, rows))
+                    tick(len(rows))
                 out += torch.cat(ready)
         return out if entries is not None else out.view_as(p)
 
@@ -128,31 +164,37 @@ class ExactDiagonal:
         """Evaluate a batch's share of L, recording how the layer is applied."""
         uses: list[Use] = []
 
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            uses.append(Use(inputs[0].detach(), output))
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+            x = args[0] if args else kwargs["input"]
+            uses.append(Use(x.detach(), output))
             return output.clone()  # an activation in place must not overwrite what is recorded
 
-        handle = self.problem.model.get_submodule(layer).register_forward_hook(hook)
+        handle = self.problem.model.get_submodule(layer).register_forward_hook(
+            hook, with_kwargs=True
+        )
         try:
             share = self.problem.share(batch)
         finally:
             handle.remove()
         return uses, share
 
-    def _by_layer(self, part: Part) -> dict[str, Tensor]:
+    def _by_layer(self, part: Part, tick: Tick) -> dict[str, Tensor]:
+        """Compute a layer's diagonals from products with its outputs; nothing if it is not so."""
         assert part.layer is not None
         params = {n: self.problem.params[n] for n in part.names}
         total = {n: torch.zeros_like(p) for n, p in params.items()}
         for batch in self.problem.batches:
-            (use,), share = self._uses(part.layer, batch)
+            uses, share = self._uses(part.layer, batch)
+            if len(uses) != 1 or len(uses[0].x) != batch.size:
+                return {}  # planned from the first batch, and this one goes another way
+            use, out = uses[0], uses[0].a.shape[-1]
             (g,) = _grad(share, (use.a,), create_graph=True)
             if g is None or not g.requires_grad:
                 continue
             chunk = self._chunk(batch, use.a.numel() * use.a.element_size())
-            units = torch.split(torch.arange(part.products), chunk)
-            for block in units:
+            for block in torch.split(torch.arange(use.a[0].numel()), chunk):
                 weights, biases = _layer_chunk(use, g, block)
-                out = use.a.shape[-1]
+                tick(len(block))
                 for n, p in params.items():
                     rows = biases if p.ndim == 1 else weights
                     total[n].index_add_(0, (block % out).to(p.device), rows)
@@ -173,6 +215,11 @@ class ExactDiagonal:
     def _graph_bytes(self) -> int:
         largest = max(self.problem.batches, key=lambda b: b.size)
         return held(lambda: self.problem.share(largest), self.problem.like.device)
+
+
+def _plain(uses: list[Use], batch: Batch) -> bool:
+    """Tell whether a layer is applied once, to all examples along the first axis."""
+    return len(uses) == 1 and len(uses[0].x) == batch.size
 
 
 def _grad(

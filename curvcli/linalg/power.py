@@ -57,7 +57,7 @@ def power(
 
     `largest` and `smallest` pass over eigenvalues of the other sign; their vectors deflate too.
     The vectors found span the space from which the pairs are taken, since the error of an early
-    one would else spoil all that follow. The search for missed ones is by Lanczos in the complement.
+    one would else spoil all that follow. Missed ones are searched for by Lanczos in the complement.
     """
     counted = Counted(A)
     K = Krylov(counted)
@@ -81,9 +81,7 @@ def power(
     return Ritz(theta, vectors, residuals, radii(theta, residuals), doubt, counted.matvecs, status)
 
 
-def _sharpen(
-    K: Krylov, run: Run, tolerance: float, max_matvecs: int, watch: Watch | None
-) -> None:
+def _sharpen(K: Krylov, run: Run, tolerance: float, max_matvecs: int, watch: Watch | None) -> None:
     """Iterate in the complement of the basis until the vector stands still in it."""
     A: Counted = K.A
     largest = K.norm
