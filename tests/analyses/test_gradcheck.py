@@ -146,11 +146,11 @@ def test_the_worst_entry_of_a_wrong_tensor_is_named() -> None:
             return x @ self.w.T
 
     torch.manual_seed(0)
-    result = ask(Gradcheck(samples=20), classify(OneWrong(), inputs(20, 6)))
+    # No entry is sampled: the directions see that it is wrong, bisection sees where.
+    result = ask(Gradcheck(samples=20, entries=0), classify(OneWrong(), inputs(20, 6)))
     row = result.rows[0]
     assert row["verdict"] == "fail"
-    assert row["at"] in ("[1, 4]", "direction 1", "direction 2")  # of the entries, only that one
-    assert row["tensor"] == "w"
+    assert row["at"] == "[1, 4]"
 
 
 @pytest.mark.parametrize(
