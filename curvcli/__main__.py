@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from curvcli.errors import CurvError, Exit, memory_error
+from curvcli.errors import CurvError, Exit, bug, memory_error
 
 
 class _Signals:
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
         _print("curv: interrupted before there was anything to tell")
         return Exit.INTERRUPTED
     except Exception as error:
-        return _said(memory_error(error) or _bug(error))
+        return _said(memory_error(error) or bug(error))
 
 
 def _done(arguments: list[str]) -> int:
@@ -101,19 +101,6 @@ def _usage(error: Exception) -> CurvError:
         return CurvError("E_USAGE", f"there is no option {option}", nearest(option, near) or help)
     said = getattr(error, "format_message", lambda: str(error))().strip().rstrip(".")
     return CurvError("E_USAGE", " ".join(said.split()), help)
-
-
-def _bug(error: Exception) -> CurvError:
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
-    first = (str(error).strip().splitlines() or [""])[0][:200]
-    found = CurvError(
-        "E_INTERNAL",
-        f"{type(error).__name__}: {first}{place}",
-        "this is a bug in curv; CURV_DEBUG=1 shows the traceback",
-    )
-    found.__cause__ = error
-    return found
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Name every way in which a request can be refused or left undecided, with its exit code."""
 
+import os
+import traceback
 from enum import IntEnum
 from typing import Literal, get_args
 
@@ -63,6 +65,20 @@ def memory_error(error: BaseException) -> CurvError | None:
         return None
     found = CurvError(
         "E_MEMORY", "out of memory", "lower --batch-size or --memory, or choose fewer --params"
+    )
+    found.__cause__ = error
+    return found
+
+
+def bug(error: Exception) -> CurvError:
+    """Put an exception that nobody expected into curv's one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    found = CurvError(
+        "E_INTERNAL",
+        f"{type(error).__name__}: {first}{place}",
+        "this is a bug in curv; CURV_DEBUG=1 shows the traceback",
     )
     found.__cause__ = error
     return found

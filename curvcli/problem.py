@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from curvcli.errors import CurvError
@@ -63,6 +64,7 @@ class Problem:
     heldout: tuple[Batch, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     """What the training loop did besides the optimizer's step: `grad_clip`, ..."""
+    _held: list[bool] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def of(
@@ -90,6 +92,14 @@ class Problem:
         batches = tuple(batches)
         if not batches:
             raise CurvError("E_DATA", "there are no examples", "check data: in the spec")
+        normalised = any(isinstance(m, _BatchNorm) for m in model.modules())
+        if rest.get("mode") == "train" and normalised and len(batches) > 1:
+            raise CurvError(
+                "E_USAGE",
+                f"in train mode BatchNorm makes the loss depend on how the {len(batches)} batches "
+                "are cut",
+                "use a --batch-size that holds all --samples, or --mode eval",
+            )
         return cls(model, loss, batches, tuple(matching(trainable, params)), **rest)
 
     # --- what it consists of -----------------------------------------------------------------
@@ -136,11 +146,14 @@ class Problem:
         )
 
     def sampled(self, examples: int, rng: torch.Generator) -> "Problem":
-        """Keep that many examples, chosen by `rng`, in one batch, in their order."""
+        """Keep that many examples, chosen by `rng`, in their order, and in one batch if they fit.
+
+        They do unless the examples of different batches have different shapes.
+        """
         if examples >= self.examples and len(self.batches) == 1:
             return self
         chosen = torch.randperm(self.examples, generator=rng)[:examples].sort().values
-        return replace(self, batches=(select(self.batches, chosen),))
+        return replace(self, batches=select(self.batches, chosen), heldout=())
 
     # --- evaluation ----------------------------------------------------------------------------
 
@@ -151,6 +164,18 @@ class Problem:
         Modes, `requires_grad`, buffers and the generators' states are restored, also after an
         exception; `.grad` is never touched. It may be entered again while it is held.
         """
+        if self._held:
+            yield
+            return
+        self._held.append(True)
+        try:
+            with self._as_wanted():
+                yield
+        finally:
+            self._held.pop()
+
+    @contextlib.contextmanager
+    def _as_wanted(self) -> Iterator[None]:
         modes = [(m, m.training) for m in self.model.modules()]
         wanted = set(self.names)
         flags = [(p, p.requires_grad) for p in self.model.parameters()]
@@ -169,9 +194,9 @@ class Problem:
 
     @contextlib.contextmanager
     def _own_buffers(self) -> Iterator[None]:
-        """Let train mode write to copies of the buffers: graphs may hold on to what it wrote."""
+        """Let forward passes write to copies of the buffers: graphs may hold on to those."""
         found = [(m, n, b) for m in self.model.modules() for n, b in m._buffers.items()
-                 if b is not None and self.mode == "train"]  # fmt: skip
+                 if b is not None]  # fmt: skip
         copies = {id(b): b.detach().clone() for _, _, b in found}
         try:
             for module, name, buffer in found:
@@ -182,18 +207,18 @@ class Problem:
                 module._buffers[name] = buffer
 
     @contextlib.contextmanager
-    def displaced(self, theta: Tensor) -> Iterator[None]:
-        """Hold the parameters at theta (n,), also for what a backward pass computes again."""
+    def displaced(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Hold parameters at other values, also for what a backward pass computes again."""
         # torch.func.functional_call gives activation checkpointing the old values in its backward.
-        params = list(self.params.values())
-        saved = [p.data for p in params]
+        params = self.params
+        saved = {n: params[n].data for n in values}
         try:
-            for p, value in zip(params, self.layout.split(theta), strict=True):
-                p.data = value
+            for n, value in values.items():
+                params[n].data = value
             yield
         finally:
-            for p, value in zip(params, saved, strict=True):
-                p.data = value
+            for n, value in saved.items():
+                params[n].data = value
 
     def terms(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Terms:
         """Evaluate one batch, at the model's own parameters or with some replaced by `values`."""
@@ -276,7 +301,7 @@ class Problem:
             share = self.share(self.batches[0])
             if not share.requires_grad:
                 return list(self.names)
-            found = _derivatives([share], tuple(self.params.values()))
+            found = optional_derivatives([share], tuple(self.params.values()))
         return [n for n, g in zip(self.names, found, strict=True) if g is None]
 
     def probe(self) -> None:
@@ -289,11 +314,11 @@ class Problem:
                 self.layout.flatten(g.detach() for g in self.gradients(self.batches[0]))
                 for _ in range(2)
             )
+        if not (first.isfinite().all() and second.isfinite().all()):
+            raise CurvError("E_NONFINITE", "the gradient of the first batch is not finite")
         if torch.equal(first, second):
             return
         gap = float((first - second).norm() / first.norm().clamp_min(1e-300))
-        if not math.isfinite(gap):
-            raise CurvError("E_NONFINITE", "the gradient of the first batch is not finite")
         # Atomic additions on an accelerator reorder sums; that is rounding, not randomness.
         if first.is_cuda and gap < 100 * torch.finfo(first.dtype).eps:
             return
@@ -315,14 +340,14 @@ def derivatives(
     create_graph: bool = False,
 ) -> tuple[Tensor, ...]:
     """Differentiate outputs jointly by leaves, weighted by cotangents; zeros where unused."""
-    found = _derivatives(outputs, leaves, cotangents, create_graph)
+    found = optional_derivatives(outputs, leaves, cotangents, create_graph)
     dense = (g.to_dense() if g is not None and g.is_sparse else g for g in found)
     return tuple(
         torch.zeros_like(t) if g is None else g for g, t in zip(dense, leaves, strict=True)
     )
 
 
-def _derivatives(
+def optional_derivatives(
     outputs: Sequence[Tensor],
     leaves: Sequence[Tensor],
     cotangents: Sequence[Tensor] | None = None,
@@ -375,15 +400,18 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
-def select(batches: Sequence[Batch], chosen: Tensor) -> Batch:
-    """Gather the examples with these (sorted) indices into one batch."""
+def select(batches: Sequence[Batch], chosen: Tensor) -> tuple[Batch, ...]:
+    """Gather the examples with these (sorted) indices, into one batch where shapes allow it."""
     picked, start = [], 0
     for batch in batches:
         inside = chosen[(chosen >= start) & (chosen < start + batch.size)] - start
         if len(inside):
             picked.append(replace(batch.map(partial(_rows, inside)), size=len(inside)))
         start += batch.size
-    return joined(picked)
+    shapes = [[t.shape[1:] for t in pytree.tree_leaves((b.inputs, b.target))
+               if isinstance(t, Tensor)] for b in picked]  # fmt: skip
+    same = all(s == shapes[0] for s in shapes)
+    return (joined(picked),) if same else tuple(picked)
 
 
 def _rows(chosen: Tensor, t: Tensor) -> Tensor:
@@ -406,8 +434,12 @@ def copied(model: nn.Module) -> nn.Module:
 
     Raises: CurvError (E_MODEL) for a model that holds what cannot be copied.
     """
+    # What a module computed from its parameters and keeps, as old-style weight norm does, has a
+    # graph and cannot be copied with it; its values can, and every forward pass renews it.
+    kept = [t for m in model.modules() for t in vars(m).values()
+            if isinstance(t, Tensor) and not t.is_leaf]  # fmt: skip
     try:
-        copy = deepcopy(model)
+        copy = deepcopy(model, {id(t): t.detach().clone() for t in kept})
     except (RuntimeError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise CurvError("E_MODEL", f"the model cannot be copied: {first}") from error

@@ -128,14 +128,13 @@ class Report:
         """Give the exit code of the command line, by the public table."""
         if any(r.interrupted for r in self.results.values()):
             return Exit.INTERRUPTED
-        if self.status == "fail":
-            undecided = self.errors or any(
-                c.status == "undecided" for r in self.results.values() for c in r.checks
-            )
-            return (Exit.UNDECIDED if undecided else Exit.OK) if exit_zero else Exit.FAILED
-        if self.status == "undecided" or (strict and self.status == "warn"):
-            return Exit.UNDECIDED
-        return Exit.OK
+        if any(e.startswith("E_INTERNAL") for e in self.errors.values()):
+            return Exit.BUG
+        found = {c.status for r in self.results.values() for c in r.checks}
+        if "fail" in found and not exit_zero:
+            return Exit.FAILED
+        undecided = self.errors or "undecided" in found or (strict and "warn" in found)
+        return Exit.UNDECIDED if undecided else Exit.OK
 
     def to_json(self) -> str:
         """Write the document; floats keep all their digits, the order of keys is fixed."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from curvcli.analyses.base import Analysis
-from curvcli.errors import CurvError, memory_error
+from curvcli.errors import CurvError, bug, memory_error
 from curvcli.report import Report, Result
 from curvcli.work import Work
 
@@ -36,6 +36,10 @@ def run(loaded: "Loaded", analyses: Sequence[Analysis], work: Work, seed: int) -
             if len(analyses) == 1:
                 raise
             errors[analysis.name] = str(error)
+        except Exception as error:
+            if len(analyses) == 1:
+                raise
+            errors[analysis.name] = str(bug(error))
         if analysis.name in results and results[analysis.name].interrupted:
             errors |= {a.name: "interrupted before it began" for a in analyses[position + 1 :]}
             break

@@ -1,12 +1,13 @@
 """What an optimizer's last step did, recovered from its state, and what its next one would do."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from curvcli.optimizer import Group, SavedOptimizer, State
-from curvcli.problem import Problem
+from curvcli.problem import Problem, optional_derivatives
 
 Recover = Callable[[Tensor, State, Group], Tensor | None]
 
@@ -35,12 +36,14 @@ def next_updates(
     """
     params = dict(problem.model.named_parameters())
     names = [n for g in saved.groups for n in g.names]
+    problem = replace(problem, names=tuple(names))  # also what --params leaves out takes the step
     copies = {n: params[n].detach().clone().requires_grad_() for n in names}
     optimizer = saved.rebuild(copies)
     gradients: dict[str, Tensor] = {}
 
     def closure() -> float:
-        loss = _backward(problem, copies)
+        with problem.engaged():
+            loss = _backward(problem, copies)
         if not gradients:  # of the point itself: a line search calls again elsewhere
             gradients.update({n: t.grad.clone() for n, t in copies.items() if t.grad is not None})
         _clip(problem, copies)
@@ -56,13 +59,14 @@ def _backward(problem: Problem, copies: Mapping[str, Tensor]) -> float:
     for copy in copies.values():
         copy.grad = None
     total = 0.0
-    for batch in problem.batches:
-        share = problem.share(batch, copies)
-        found = torch.autograd.grad(share, tuple(copies.values()), allow_unused=True)
-        for copy, g in zip(copies.values(), found, strict=True):
-            if g is not None:
-                copy.grad = g if copy.grad is None else copy.grad + g
-        total += float(share.detach())
+    leaves = [problem.params[n] for n in copies]
+    with problem.displaced({n: t.detach() for n, t in copies.items()}):
+        for batch in problem.batches:
+            share = problem.share(batch)
+            for copy, g in zip(copies.values(), optional_derivatives([share], leaves), strict=True):
+                if g is not None:
+                    copy.grad = g if copy.grad is None else copy.grad + g
+            total += float(share.detach())
     return total
 
 
@@ -79,6 +83,7 @@ def _undetermined(theta: Tensor, state: State, group: Group) -> Tensor | None:
 
 def _adam(theta: Tensor, state: State, group: Group, decoupled: bool) -> Tensor:
     """Undo torch's Adam: the moments and the step say all of it [Kingma and Ba 2015]."""
+    theta = theta.double()
     options = group.options
     beta1, beta2 = (float(b) for b in options["betas"])
     step, lr = float(state["step"]), float(options["lr"])
@@ -86,8 +91,9 @@ def _adam(theta: Tensor, state: State, group: Group, decoupled: bool) -> Tensor:
     denominator = (second.to(theta) / (1 - beta2**step)).sqrt() + float(options["eps"])
     move = -lr / (1 - beta1**step) * state["exp_avg"].to(theta) / denominator
     decay = lr * float(options.get("weight_decay", 0.0)) if decoupled else 0.0
-    before: Tensor = (theta - move) / (1 - decay)
-    return theta - before
+    # theta_t = (1 - decay) theta_(t-1) + move, solved for the difference without cancellation.
+    update: Tensor = (move - decay * theta) / (1 - decay)
+    return update
 
 
 def _adam_coupled(theta: Tensor, state: State, group: Group) -> Tensor:

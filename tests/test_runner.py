@@ -98,9 +98,16 @@ def test_one_alone_raises(failure: Callable[[Work], float], code: str) -> None:
     assert caught.value.code == code
 
 
-def test_a_bug_stays_an_exception() -> None:
+def test_a_bug_in_one_loses_nothing_of_the_others_and_is_told() -> None:
+    report = answered(first=buggy, second=drawn)
+    assert list(report.results) == ["second"]
+    assert report.errors["first"].startswith("E_INTERNAL: KeyError")
+    assert report.exit_code() == Exit.BUG
+
+
+def test_a_bug_alone_stays_an_exception() -> None:
     with pytest.raises(KeyError):
-        answered(first=buggy, second=drawn)
+        answered(only=buggy)
 
 
 def test_ctrl_c_keeps_what_is_known_and_names_the_rest() -> None:

@@ -1,5 +1,6 @@
 """What an analysis is: options that are its fields, a question that is its docstring, an answer."""
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -50,11 +51,22 @@ class Analysis(Options):
             columns=columns(self.Row),
             rows=rows_of(rows),
             metrics=dict(metrics or {}),
-            checks=tuple(checks),
+            checks=(*checks, *self._finite(rows, metrics or {})),
             notes=tuple(notes),
             options=self.model_dump(),
             interrupted=interrupted,
         )
+
+    def _finite(self, rows: Sequence[Any], metrics: Mapping[str, Metric]) -> list[Check]:
+        """Refuse to decide on figures that are no numbers."""
+        shown = [c.name for c in columns(self.Row) if not c.detail]
+        cells = {f"row {i + 1}, {n}": getattr(r, n) for i, r in enumerate(rows) for n in shown}
+        figures = cells | {n: m.value for n, m in metrics.items()}
+        bad = [n for n, x in figures.items() if isinstance(x, float) and not math.isfinite(x)]
+        if not bad:
+            return []
+        more = f" and {len(bad) - 1} more" if bad[1:] else ""
+        return [Check("finite", "undecided", f"{bad[0]}{more}: not a finite number")]
 
     def answer(self, problem: "Problem", work: "Work") -> Result:
         """Run on a problem whose model is held in its mode, and take the time."""

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from curvcli.problem import Problem
     from curvcli.work import Work
 
-PATIENCE = 60.0
-"""Seconds up to which `auto` computes the exact diagonal where no --budget is given."""
+PATIENCE = 2e11
+"""Products times parameters times examples up to which `auto` is exact where no --budget is given.
+
+About a minute on two cores. A count and no time, so that the same inputs give the same answer.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,21 +62,22 @@ class Diag(Analysis):
         from curvcli.curvature.diagonal import ExactDiagonal
 
         exact = ExactDiagonal(problem, work.memory)
-        products = sum(p.products for p in exact.parts) * len(problem.batches)
+        each = sum(p.products for p in exact.parts)
+        plan = f"exact diagonal: {each:,} products for each batch"
+        cost = each * problem.layout.size * problem.examples
+        if self.method == "auto" and work.budget is None and cost > PATIENCE:
+            note = f"{plan} are many: estimated instead; --method exact insists"
+            return self._estimate(problem, work, (note,))
         seconds = exact.estimate()
-        plan = f"exact diagonal: {products:,} products"
-        limit = work.budget or (PATIENCE if self.method == "auto" else None)
-        if limit is None or seconds <= limit:
+        if work.budget is None or seconds <= work.budget:
             work.tell(f"{plan}, about {_time(seconds)}")
-            return self._exact(exact, work, products)
+            return self._exact(exact, work, each)
+        over = f"{plan}, about {_time(seconds)}, over the budget of {_time(work.budget)}"
         if self.method == "exact":
-            raise CurvError(
-                "E_BUDGET",
-                f"{plan}, about {_time(seconds)}, over the budget of {_time(limit)}",
-                f"--method hutchinson takes {self.probes} products, or raise --budget",
-            )
-        # No measured time in a note: the same inputs give the same document.
-        note = f"{plan}, more than {_time(limit)}: estimated instead; --method exact insists"
+            cheaper = f"--method hutchinson takes {self.probes} products, or raise --budget"
+            raise CurvError("E_BUDGET", over, cheaper)
+        work.tell(over)
+        note = f"{plan} are over the budget: estimated instead"
         return self._estimate(problem, work, (note,))
 
     def _exact(self, exact: "ExactDiagonal", work: "Work", products: int) -> Result:
@@ -82,11 +86,12 @@ class Diag(Analysis):
         interrupted = False
         try:
             count, trace = 0, None
+            total = products * len(exact.problem.batches)
 
             def tick(more: int) -> None:
                 nonlocal count
                 count += more
-                watch(count, products, trace, None)
+                watch(count, total, trace, None)
 
             for part in exact.parts:
                 for name, d in exact.compute(part, tick).items():
@@ -146,7 +151,7 @@ class Diag(Analysis):
                 "trace": Metric(trace, "trace", "real", stderr),
                 "largest": Metric(max(r.most for r in rows), "largest entry", "real"),
                 "least": Metric(min(r.least for r in rows), "least entry", "real"),
-                "products": Metric(products, "products planned", "count"),
+                "products": Metric(products, "products for each pass over the data", "count"),
             },
             notes=notes,
             interrupted=interrupted,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from curvcli.analyses.base import Analysis
+from curvcli.errors import CurvError
 from curvcli.options import option
 from curvcli.report import Check, Metric, Result, column
 
@@ -51,8 +52,6 @@ class Eig(Analysis):
         from curvcli.linalg.power import power
 
         if self.method == "power" and self.which == "both":
-            from curvcli.errors import CurvError
-
             raise CurvError(
                 "E_USAGE",
                 "power iteration finds eigenvalues by size, not both ends",
@@ -66,7 +65,7 @@ class Eig(Analysis):
             self.tolerance,
             work.rng,
             which=self.which,
-            max_matvecs=self.max_matvecs,
+            max_matvecs=min(self.max_matvecs, self._room(problem, work)),
             watch=work.announce("eigenvalues"),
         )
         notes = [f"products by {TITLES[chosen.method]}", *chosen.notes]
@@ -81,6 +80,25 @@ class Eig(Analysis):
             notes=notes,
             interrupted=ritz.status == "interrupted",
         )
+
+    def _room(self, problem: "Problem", work: "Work") -> int:
+        """Say how many vectors of a basis fit in memory; every product adds one.
+
+        Raises: CurvError (E_MEMORY) where those of the answer alone do not.
+        """
+        from curvcli.curvature.memory import spare
+
+        like = problem.like
+        room = spare(like.device) if work.memory is None else work.memory
+        fits = int(room // (like.numel() * like.element_size()))
+        if fits < 2 * self.top + 2:
+            raise CurvError(
+                "E_MEMORY",
+                f"{self.top} eigenvectors of {like.numel():,} entries need more than "
+                f"{room / 1e9:.2g} GB",
+                "raise --memory, or choose fewer --top or --params",
+            )
+        return fits
 
     def _rows(self, ritz: "Ritz") -> list[EigRow]:
         theta, radius = ritz.values.tolist(), ritz.radius.tolist()
@@ -124,6 +142,14 @@ class Eig(Analysis):
             return Check(
                 "converged", "pass", f"every residual is below {self.tolerance:g} of its eigenvalue"
             )
+        if ritz.status == "inexact":
+            return Check(
+                "converged",
+                "undecided",
+                "the recurrence converged, but a true product leaves a residual of "
+                f"{float(ritz.residuals.max()):.1e}: products are too inexact for this tolerance",
+                "use --dtype float64, another --hvp, or a larger --tolerance",
+            )
         return Check(
             "converged",
             "undecided",
@@ -133,7 +159,9 @@ class Eig(Analysis):
         )
 
     def _search(self, ritz: "Ritz") -> Check:
-        if ritz.converged:
+        from curvcli.linalg.ritz import DOUBT
+
+        if ritz.converged or (ritz.status == "inexact" and ritz.doubt <= DOUBT):
             return Check(
                 "none missed",
                 "pass",

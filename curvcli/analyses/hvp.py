@@ -10,6 +10,7 @@ from curvcli.report import Check, Metric, Result, column
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from curvcli.curvature.hessian import Chosen
     from curvcli.problem import Problem
     from curvcli.work import Work
 
@@ -61,10 +62,19 @@ class Hvp(Analysis):
                 failed[method] = made
             else:
                 timed.append(made)
-        interrupted = interleave(timed, self.rounds, work.announce("timing products"))
-        rows = [_row(t, timed, chosen.method) for t in timed if t.times]
+        watch = work.announce("timing products")
+        interrupted = interleave(timed, self.rounds, watch, problem.like.device)
+        rows = (
+            []
+            if chosen.method in failed
+            else [_row(t, timed, chosen.method) for t in timed if t.times]
+        )
         rows += [HvpRow(TITLES[m], why, *[None] * 7) for m, why in failed.items()]
         default = next((r for r in rows if r.method == TITLES[chosen.method]), None)
+        if chosen.method in failed:
+            why = Check("default works", "undecided", failed[chosen.method], "try another --hvp")
+            said = "the default method fails on all the data"
+            return self.result(said, rows=rows, checks=[why], notes=chosen.notes)
         if default is None or default.gradients is None:
             return self.result("nothing is timed yet", notes=chosen.notes, interrupted=True)
         return self.result(
@@ -74,7 +84,7 @@ class Hvp(Analysis):
                 "gradients": Metric(default.gradients, "gradients per product", "factor"),
                 "method": Metric(chosen.method, "default method", "text"),
             },
-            checks=_checks(rows, chosen.agreement, torch.finfo(problem.like.dtype).eps),
+            checks=_checks(rows, chosen, torch.finfo(problem.like.dtype).eps),
             notes=chosen.notes,
             interrupted=interrupted,
         )
@@ -108,16 +118,22 @@ def _gap(a: "Tensor | None", b: "Tensor | None") -> float | None:
     return gap / size if size else gap
 
 
-def _checks(rows: list[HvpRow], agreement: float | None, eps: float) -> list[Check]:
+def _checks(rows: list[HvpRow], chosen: "Chosen", eps: float) -> list[Check]:
     from curvcli.curvature.hessian import AGREE, TITLES
 
-    checks = []
-    exact = [r for r in rows if r.gap is not None and r.method != TITLES["differences"]]
+    checks = [
+        Check(
+            "second derivative", "warn", note, "a backward of this model cannot be differentiated"
+        )
+        for note in chosen.notes
+        if chosen.rejected and note.startswith("not by")
+    ]
+    trusted = [TITLES[m] for m in TITLES if m not in (*chosen.rejected, "differences")]
+    exact = [r for r in rows if r.gap is not None and r.method in trusted]
     worst = max(exact, key=lambda r: r.gap or 0.0, default=None)
     # Sums in another order differ by rounding, amplified where a product cancels; with room.
-    bound = 3000 * eps
-    if worst is not None and worst.gap is not None:
-        agree = worst.gap <= bound
+    if worst is not None and worst.gap is not None and chosen.method != "differences":
+        agree = worst.gap <= 3000 * eps
         checks.append(
             Check(
                 "methods agree",
@@ -127,13 +143,14 @@ def _checks(rows: list[HvpRow], agreement: float | None, eps: float) -> list[Che
                 else f"{worst.method} differs from the default by {worst.gap:.1e}",
             )
         )
-    if agreement is not None:
-        right = agreement <= AGREE
+    if chosen.agreement is not None:
+        right = chosen.agreement <= AGREE
+        said = f"is within {chosen.agreement:.1e} of a difference of gradients"
         checks.append(
             Check(
                 "agrees with gradients",
                 "pass" if right else "fail",
-                f"in float64 the product is within {agreement:.1e} of a difference of gradients",
+                f"in float64 the product {said}",
                 "" if right else "a backward of this model has a wrong derivative of its own",
             )
         )

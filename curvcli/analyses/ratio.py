@@ -1,8 +1,9 @@
 """How far an optimizer step moves each parameter tensor, relative to its size."""
 
 import math
+import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from curvcli.analyses.base import Analysis
 from curvcli.errors import CurvError
@@ -30,7 +31,7 @@ class RatioRow:
     last_update: float | None = column("last update", "relative", detail=True)
     next_update: float | None = column("next update", "relative", detail=True)
     group: int = column("group", "count", detail=True)
-    lr: float = column("learning rate", "relative", detail=True)
+    lr: float | None = column("learning rate", "relative", detail=True)
 
 
 class Ratio(Analysis):
@@ -59,6 +60,7 @@ class Ratio(Analysis):
                 "the checkpoint holds no optimizer state, and the spec names no optimizer",
                 "save optimizer.state_dict() too, or say optimizer: {class: SGD, lr: 0.1}",
             )
+        problem.probe()
         params: dict[str, Tensor] = dict(problem.model.named_parameters())
         last = last_updates(saved, params)
         following, gradients = next_updates(problem, saved)
@@ -82,7 +84,7 @@ class Ratio(Analysis):
         self,
         name: str,
         group: int,
-        options: dict[str, object],
+        options: dict[str, Any],
         params: "dict[str, Tensor]",
         gradients: "dict[str, Tensor]",
         last: "dict[str, Tensor | None]",
@@ -102,12 +104,14 @@ class Ratio(Analysis):
             last_update=before,
             next_update=after,
             group=group,
-            lr=float(str(options.get("lr", math.nan))),
+            lr=None if options.get("lr") is None else float(options["lr"]),
         )
 
     def _remark(self, norm: float, ratio: float | None) -> str:
         if norm == 0:
             return "all zero"
+        if ratio is not None and not math.isfinite(ratio):
+            return "not finite"
         if ratio is None or ratio == 0:
             return "does not move"
         return "high" if ratio > self.high else "low" if ratio < self.low else ""
@@ -116,7 +120,7 @@ class Ratio(Analysis):
         known = sorted(r.next for r in rows if r.next is not None)
         if not known:
             return "no tensor moves"
-        middle = known[len(known) // 2]
+        middle = statistics.median(known)
         return (
             f"the next step moves tensors by {known[0]:.1e} to {known[-1]:.1e} of their norm, "
             f"median {middle:.1e} (guide: 1e-03)"
@@ -129,7 +133,7 @@ class Ratio(Analysis):
             if known:
                 title = f"{key} update/parameter ratio"
                 found[f"{key}_median"] = Metric(
-                    known[len(known) // 2], f"median {title}", "relative"
+                    statistics.median(known), f"median {title}", "relative"
                 )
                 found[f"{key}_max"] = Metric(known[-1], f"largest {title}", "relative")
         return found

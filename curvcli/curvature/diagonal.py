@@ -19,11 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from curvcli.curvature.compat import second_order
+from curvcli.curvature.hessian import reason
 from curvcli.curvature.memory import held, spare
+from curvcli.errors import CurvError
+from curvcli.linalg.operator import normal
 from curvcli.problem import Batch, Problem
 
-AGREE = 1e-2
-"""Relative gap to a one-hot product that betrays a layer used in another way than it seems."""
+AGREE = 1e4
+"""Units of rounding up to which two ways to compute one thing may differ: sums in other orders."""
 
 
 Tick = Callable[[int], None]
@@ -115,9 +118,9 @@ class ExactDiagonal:
     def compute(self, part: Part, tick: Tick = lambda products: None) -> dict[str, Tensor]:
         """Compute the diagonals of a part by name, exact to rounding.
 
-        `tick` is told of every chunk of products. A layer's is held against one-hot products at
-        its largest entry and two others; where they differ (examples that interact, a weight used
-        elsewhere too) all its entries are done so.
+        `tick` is told of every chunk of products. A layer that turns out to be used elsewhere too,
+        or whose examples interact, is done by one-hot products; so is one that differs from them at
+        its largest entry or two others.
         """
         with self.engaged():
             found = self._by_layer(part, tick) if part.layer is not None else {}
@@ -188,9 +191,11 @@ class ExactDiagonal:
             if len(uses) != 1 or len(uses[0].x) != batch.size:
                 return {}  # planned from the first batch, and this one goes another way
             use, out = uses[0], uses[0].a.shape[-1]
-            (g,) = _grad(share, (use.a,), create_graph=True)
+            (g, *own) = _grad(share, (use.a, *params.values()), create_graph=True)
             if g is None or not g.requires_grad:
                 continue
+            if not (_alone(use, g, own) and _apart(use, g)):
+                return {}
             chunk = self._chunk(batch, use.a.numel() * use.a.element_size())
             for block in torch.split(torch.arange(use.a[0].numel()), chunk):
                 weights, biases = _layer_chunk(use, g, block)
@@ -204,7 +209,7 @@ class ExactDiagonal:
         flat = diagonal.reshape(-1)
         chosen = torch.tensor(sorted({0, len(flat) // 2, int(flat.abs().argmax())}))
         gap = (self.one_hot(name, chosen) - flat[chosen.to(flat.device)]).abs().max()
-        return bool(gap <= AGREE * flat.abs().max() + torch.finfo(flat.dtype).tiny)
+        return _close(gap, flat.abs().max())
 
     def _chunk(self, batch: Batch, bytes_each: int) -> int:
         """Say how many products to batch within the memory there is."""
@@ -227,7 +232,47 @@ def _grad(
 ) -> tuple[Tensor | None, ...]:
     if not share.requires_grad:
         return (None,) * len(inputs)
-    return torch.autograd.grad(share, inputs, create_graph=create_graph, allow_unused=True)
+    try:
+        return torch.autograd.grad(share, inputs, create_graph=create_graph, allow_unused=True)
+    except RuntimeError as error:
+        raise _refused(error) from error
+
+
+def _refused(error: RuntimeError) -> CurvError:
+    said = f"this model's gradient cannot be differentiated: {reason(error)}"
+    return CurvError("E_NO_HVP", said, "use --method hutchinson")
+
+
+def _close(gap: Tensor, size: Tensor) -> bool:
+    about = torch.finfo(size.dtype)
+    return bool(gap <= AGREE * about.eps * size + about.tiny)
+
+
+def _alone(use: Use, g: Tensor, own: list[Tensor | None]) -> bool:
+    """Decide whether a layer's parameters act through this use alone: their gradients tell."""
+    n = use.a.shape[0]
+    x, back = use.x.reshape(n, -1, use.x.shape[-1]), g.detach().reshape(n, -1, g.shape[-1])
+    weights, biases = torch.einsum("nto,nti->oi", back, x), back.sum(dim=(0, 1))
+    for found in own:
+        if found is not None:
+            through = biases if found.ndim == 1 else weights
+            if not _close((found.detach() - through).abs().max(), through.abs().max()):
+                return False
+    return True
+
+
+def _apart(use: Use, g: Tensor) -> bool:
+    """Decide whether examples do not interact: a product along half of them leaves the others."""
+    if len(use.a) < 2:
+        return True
+    rng = torch.Generator().manual_seed(0)
+    half = torch.randperm(len(use.a), generator=rng)[: len(use.a) // 2]
+    direction = torch.zeros_like(use.a)
+    direction[half] = normal(use.a[half], rng)
+    found = _products(g, use.a, direction.detach().unsqueeze(0))[0].abs()
+    others = torch.ones(len(found), dtype=torch.bool)
+    others[half] = False
+    return _close(found[others].max(), found.max())
 
 
 def _products(g: Tensor, at: Tensor, directions: Tensor) -> Tensor:
@@ -238,12 +283,15 @@ def _products(g: Tensor, at: Tensor, directions: Tensor) -> Tensor:
             allow_unused=True, materialize_grads=True,
         )  # fmt: skip
     except RuntimeError:  # an operation without a batching rule
-        rows = [
-            torch.autograd.grad(
-                g, at, d, retain_graph=True, allow_unused=True, materialize_grads=True
-            )[0]
-            for d in directions
-        ]
+        try:
+            rows = [
+                torch.autograd.grad(
+                    g, at, d, retain_graph=True, allow_unused=True, materialize_grads=True
+                )[0]
+                for d in directions
+            ]
+        except RuntimeError as error:
+            raise _refused(error) from error
         out = torch.stack(rows)
     return out.detach()
 

@@ -25,6 +25,8 @@ METHODS: dict[str, Callable[[Problem, float | None], Products]] = {
     "linearize": lambda problem, memory: Linearized(problem),
     "differences": lambda problem, memory: Differences(problem),
 }
+KIN = {"kept": ("kept", "rebuilt"), "forward": ("forward", "linearize")}
+"""Methods that stand or fall together."""
 LADDER: tuple[Method, ...] = ("kept", "forward", "differences")
 
 TITLES = {
@@ -47,6 +49,7 @@ class Chosen:
     operator: Products
     method: str
     agreement: float | None  # relative gap to a difference of gradients; None where not checked
+    rejected: tuple[str, ...]  # methods of the ladder that fail or are wrong on this model
     notes: tuple[str, ...]
 
 
@@ -69,16 +72,18 @@ def hessian(problem: Problem, work: Work) -> Chosen:
             )
         wrong = gap is not None and not gap <= AGREE
         doubt = (f"this product is doubtful: it {_differs(gap)}",) if wrong else ()
-        return _chosen(problem, work, work.method, gap, doubt)
+        return _chosen(problem, work, work.method, gap, (), doubt)
     notes: list[str] = []
+    rejected: list[str] = []
     for method in LADDER[:-1]:
         gap, why = small.trial(method)
         if not why and gap is not None and not gap <= AGREE:
             why = f"its product {_differs(gap)}"
         if not why:
-            return _chosen(problem, work, method, gap, tuple(notes))
+            return _chosen(problem, work, method, gap, tuple(rejected), tuple(notes))
+        rejected += KIN[method]
         notes.append(f"not by {TITLES[method]}: {why}")
-    return _chosen(problem, work, LADDER[-1], None, tuple(notes))
+    return _chosen(problem, work, LADDER[-1], None, tuple(rejected), tuple(notes))
 
 
 def _differs(gap: float | None) -> str:
@@ -86,20 +91,26 @@ def _differs(gap: float | None) -> str:
 
 
 def _chosen(
-    problem: Problem, work: Work, method: str, gap: float | None, notes: tuple[str, ...]
+    problem: Problem,
+    work: Work,
+    method: str,
+    gap: float | None,
+    rejected: tuple[str, ...],
+    notes: tuple[str, ...],
 ) -> Chosen:
     operator = METHODS[method](problem, work.memory)
     if isinstance(operator, Kept) and method == "kept":
         kept, batches = len(operator.graphs), len(problem.batches)
         if kept < batches:
             size = operator.bytes_per_batch / 1e6
-            notes += (
+            # Told, not noted: what is free is not the same from run to run.
+            work.tell(
                 f"graphs of {kept} of {batches} batches are kept ({size:.1f} MB each, by --memory "
-                "or what is free), the others are rebuilt for every product",
+                "or what is free), the others are rebuilt for every product"
             )
     if method == "differences":
         notes += ("products are differences of gradients, good to a few digits only",)
-    return Chosen(operator, method, gap, notes)
+    return Chosen(operator, method, gap, rejected, notes)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
-"""How many bytes a graph holds, and how many there are to spend."""
+"""How many bytes a graph holds, a call takes, and how many there are to spend."""
 
 import os
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def held(build: Callable[[], Any], device: torch.device) -> int:
@@ -73,3 +76,55 @@ def _cgroup() -> int | None:
     except (OSError, ValueError):
         return None
     return None if limit == "max" else max(int(limit) - used, 0)
+
+
+def peak_bytes(call: Callable[[], Tensor], device: torch.device) -> int:
+    """Measure the most bytes of tensors that a call holds beyond what was held before it."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    with _Allocations() as seen:
+        result = call()
+    del result
+    return int(seen.most)
+
+
+class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of every storage that an operation makes, until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive: dict[int, int] = {}
+        self.held = self.most = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = {_address(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for t in pytree.tree_leaves(out):
+            if isinstance(t, Tensor) and _address(t) not in {0, *given}:
+                self._count(t.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage.data_ptr(), storage.nbytes()
+        if address in self.alive or not size:
+            return
+        self.alive[address] = size
+        self.held += size
+        self.most = max(self.most, self.held)
+        weakref.finalize(storage, self._free, address)
+
+    def _free(self, address: int) -> None:
+        self.held -= self.alive.pop(address)
+
+
+def _address(t: Tensor) -> int:
+    """Give where a tensor's memory is; 0 for the wrappers of functional transforms."""
+    try:
+        return int(t.untyped_storage().data_ptr())
+    except RuntimeError:
+        return 0

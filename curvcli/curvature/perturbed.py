@@ -8,8 +8,7 @@ from torch.func import vmap
 
 from curvcli.curvature.compat import second_order
 from curvcli.curvature.hessian import reason
-from curvcli.curvature.memory import available
-from curvcli.curvature.timing import peak_bytes
+from curvcli.curvature.memory import peak_bytes, spare
 from curvcli.problem import Problem
 
 
@@ -23,10 +22,10 @@ class Perturbed:
     def __init__(self, problem: Problem, memory: float | None = None) -> None:
         self.problem = problem
         self.values = {n: p.detach() for n, p in problem.params.items()}
-        self.room = (available() // 4) if memory is None else memory
+        self.room = (spare(problem.like.device) // 2) if memory is None else memory
         self.evaluations = 0
         self.plain = float(self._one({}))
-        self.bytes = peak_bytes(lambda: self._one({}))
+        self.bytes = peak_bytes(lambda: self._one({}), problem.like.device)
         self.why_looped = ""
         self.trusted: set[str] = set()  # tensors whose batched evaluations have been checked
 
@@ -52,9 +51,10 @@ class Perturbed:
             return reason(error)
         found = torch.cat(parts)
         if name not in self.trusted:
-            plain = float(self._one({name: self.values[name] + displacements[0]}))
+            # The last: the first may be no displacement at all.
+            plain = float(self._one({name: self.values[name] + displacements[-1]}))
             eps = torch.finfo(self.values[name].dtype).eps
-            if not abs(float(found[0]) - plain) <= 1e3 * eps * max(abs(plain), eps):
+            if not abs(float(found[-1]) - plain) <= 1e3 * eps * max(abs(plain), eps):
                 return "batched evaluations differ from plain ones"
             self.trusted.add(name)
         return found

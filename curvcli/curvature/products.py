@@ -41,6 +41,25 @@ class Products(LinearOperator):
         with self.problem.engaged(), second_order(self.problem.model):
             yield
 
+    def matvec(self, v: Tensor) -> Tensor:
+        """Multiply: v (n,) to H v (n,).
+
+        Raises: CurvError (E_NONFINITE) where the product is not finite.
+        """
+        with self.engaged():
+            out = self.product(v)
+        if not out.isfinite().all():
+            raise CurvError(
+                "E_NONFINITE",
+                "a product with the Hessian is not finite",
+                "the loss may have no second derivative here, as sqrt at 0 has none",
+            )
+        return out
+
+    @abstractmethod
+    def product(self, v: Tensor) -> Tensor:
+        """Multiply, with the model held."""
+
     def point(self) -> dict[str, Tensor]:
         """Give the parameters' values by name."""
         return {n: p.detach() for n, p in self.problem.params.items()}
@@ -49,21 +68,14 @@ class Products(LinearOperator):
 class ByBatch(Products):
     """A product that is the sum of the products with every batch's share of L."""
 
-    def matvec(self, v: Tensor) -> Tensor:
-        """Multiply: v (n,) to H v (n,)."""
+    def product(self, v: Tensor) -> Tensor:
+        """Add up the products of the batches."""
         out = torch.zeros_like(v)
         parts = self.layout.split(v)
-        with self.engaged():
-            for index, batch in enumerate(self.problem.batches):
-                product = self.share(index, batch, parts)
-                if product is not None:
-                    out += self.layout.flatten(p.detach() for p in product)
-        if not out.isfinite().all():
-            raise CurvError(
-                "E_NONFINITE",
-                "a product with the Hessian is not finite",
-                "the loss may have no second derivative here, as sqrt at 0 has none",
-            )
+        for index, batch in enumerate(self.problem.batches):
+            product = self.share(index, batch, parts)
+            if product is not None:
+                out += self.layout.flatten(p.detach() for p in product)
         return out
 
     @abstractmethod
@@ -190,28 +202,29 @@ class Differences(Products):
         first = math.cbrt(torch.finfo(self.like.dtype).eps)
         v = normal(self.like, torch.Generator().manual_seed(0))
         steps = [first * 10.0**-k for k in range(4)]
-        products = []
-        for self.step in steps:
-            products.append(self.matvec(v))
+        with self.engaged():
+            products = [self._difference(v, step) for step in steps]
         changes = [float((b - a).norm()) for a, b in pairwise(products)]
         least = changes.index(min(changes))
         # Of the two steps that agree best, the larger has less rounding, the smaller less of the
         # truncation that the first step of all is likely to show.
         return steps[least + 1] if least else steps[0]
 
-    def matvec(self, v: Tensor) -> Tensor:
+    def product(self, v: Tensor) -> Tensor:
         """Difference the gradient at either side of theta along v."""
+        return self._difference(v, self.step)
+
+    def _difference(self, v: Tensor, step: float) -> Tensor:
         norm = float(v.norm())
         if norm == 0:
             return torch.zeros_like(v)
-        h = self.step * self.scale / norm
+        h = step * self.scale / norm
         theta = self.problem.vector()
-        with self.engaged():
-            return (self._gradient(theta + h * v) - self._gradient(theta - h * v)) / (2 * h)
+        return (self._gradient(theta + h * v) - self._gradient(theta - h * v)) / (2 * h)
 
     def _gradient(self, theta: Tensor) -> Tensor:
         total = torch.zeros_like(theta)
-        with self.problem.displaced(theta):
+        with self.problem.displaced(self.layout.named(theta)):
             for batch in self.problem.batches:
                 total += self.layout.flatten(self.problem.gradients(batch))
         return total

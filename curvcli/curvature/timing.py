@@ -3,17 +3,14 @@
 import statistics
 import time
 import warnings
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from curvcli.curvature.hessian import METHODS, reason
+from curvcli.curvature.memory import peak_bytes
 from curvcli.errors import CurvError
 from curvcli.linalg.ritz import Watch
 from curvcli.problem import Problem
@@ -61,11 +58,11 @@ def trial(method: str, problem: Problem, work: Work, v: Tensor) -> Timed | str:
     return Timed(method, lambda: operator.matvec(v), setup, product)
 
 
-def interleave(timed: Sequence[Timed], rounds: int, watch: Watch) -> bool:
+def interleave(timed: Sequence[Timed], rounds: int, watch: Watch, device: torch.device) -> bool:
     """Call each in turn, `rounds` times; True where Ctrl-C cut it short."""
     try:
         for t in timed:
-            t.peak = peak_bytes(t.call)
+            t.peak = peak_bytes(t.call, device)
         for done in range(rounds):
             for t in timed:
                 start = time.perf_counter()
@@ -80,55 +77,3 @@ def _elapsed(start: float, result: Tensor) -> float:
     if result.is_cuda:
         torch.cuda.synchronize(result.device)
     return time.perf_counter() - start
-
-
-def peak_bytes(call: Callable[[], Tensor]) -> int:
-    """Measure the most bytes of tensors that a call holds beyond what was held before it."""
-    if torch.cuda.is_available() and call().is_cuda:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return int(torch.cuda.max_memory_allocated() - before)
-    with _Allocations() as seen:
-        result = call()
-    del result
-    return int(seen.most)
-
-
-class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of every storage that an operation makes, until it is freed."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.alive: dict[int, int] = {}
-        self.held = self.most = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        given = {_address(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for t in pytree.tree_leaves(out):
-            if isinstance(t, Tensor) and _address(t) not in {0, *given}:
-                self._count(t.untyped_storage())
-        return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        address, size = storage.data_ptr(), storage.nbytes()
-        if address in self.alive or not size:
-            return
-        self.alive[address] = size
-        self.held += size
-        self.most = max(self.most, self.held)
-        weakref.finalize(storage, self._free, address)
-
-    def _free(self, address: int) -> None:
-        self.held -= self.alive.pop(address)
-
-
-def _address(t: Tensor) -> int:
-    """Give where a tensor's memory is; 0 for the wrappers of functional transforms."""
-    try:
-        return int(t.untyped_storage().data_ptr())
-    except RuntimeError:
-        return 0

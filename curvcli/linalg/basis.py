@@ -51,16 +51,21 @@ class Basis:
                 out[cut] += coefficients[rows] @ block[:, cut].double()
         return out
 
-    def remove(self, w: Tensor) -> Tensor:
-        """Orthogonalise w (n,) float64 in place; return the coefficients taken off (k,).
+    def remove(self, w: Tensor, last: Tensor | None = None) -> Tensor:
+        """Orthogonalise w (n,) float64 in place; return the coefficients taken off.
 
-        Twice is enough [Giraud et al. 2005, doi:10.1007/s00211-005-0615-4].
+        `last` is a vector that is about to be appended; its coefficient comes last. Twice is enough
+        [Giraud et al. 2005, doi:10.1007/s00211-005-0615-4].
         """
-        taken = torch.zeros(self.count, dtype=torch.float64)
-        for _ in range(2 if self.count else 0):
+        taken = torch.zeros(self.count + (last is not None), dtype=torch.float64)
+        for _ in range(2):
             c = self.dots(w)
             w -= self.combine(c)
-            taken += c
+            taken[: self.count] += c
+            if last is not None:
+                own = last.double() @ w
+                w -= own * last.double()
+                taken[-1] += own.cpu()
         return taken
 
     def random(self, rng: torch.Generator) -> Tensor | None:

@@ -43,6 +43,7 @@ class Krylov:
 
     Every run begins at a random vector orthogonal to all before it, so that the first is plain
     Lanczos, and several together are a block method whose block grows as it turns out to be needed.
+    Pairs and their certificates are told of what is noted down, also after a step was cut short.
     """
 
     def __init__(self, A: Counted) -> None:
@@ -50,6 +51,8 @@ class Krylov:
         self.Q = Basis(A.like)
         self.H = torch.zeros(0, 0, dtype=torch.float64)
         self.runs: list[Run] = []
+        self.broken = False  # a step was cut short in the middle of being noted down
+        self._pairs: dict[int, tuple[Tensor, Tensor]] = {}  # of the leading parts of H, by size
 
     def start(self, rng: torch.Generator) -> Run | None:
         """Begin a run; None where the basis already fills the space."""
@@ -64,12 +67,17 @@ class Krylov:
         assert run.remainder is not None
         q = run.remainder.to(self.A.like.dtype)
         w = self.A.matvec(q).double()
+        coefficients = self.Q.remove(w, q)
+        H = torch.nn.functional.pad(self.H, (0, 1, 0, 1))
+        H[-1, :] = H[:, -1] = coefficients
+        beta, m = norm(w), len(self.Q)
+        # Ctrl-C may come at any time: nothing is noted down before all of it is known.
+        self.broken = True
         self.Q.append(q)
-        coefficients = self.Q.remove(w)
-        self.H = torch.nn.functional.pad(self.H, (0, 1, 0, 1))
-        self.H[-1, :] = self.H[:, -1] = coefficients
-        run.end, run.beta, run.cleared = len(self.Q) - 1, norm(w), len(self.Q)
-        run.remainder = w / run.beta if run.beta > self.noise else None
+        self.H, self._pairs = H, {}
+        run.end, run.beta, run.cleared = m, beta, m + 1
+        run.remainder = w / beta if beta > self.noise else None
+        self.broken = False
 
     def resume(self, run: Run) -> bool:
         """Clear a run's remainder of what other runs have taken in since; False if none is left."""
@@ -83,7 +91,7 @@ class Krylov:
     @property
     def norm(self) -> float:
         """The largest Ritz value in size: a lower estimate of ||A||_2."""
-        return float(torch.linalg.eigvalsh(self.H).abs().max()) if len(self.H) else 0.0
+        return float(self.ritz(len(self.H))[0].abs().max()) if len(self.H) else 0.0
 
     @property
     def noise(self) -> float:
@@ -97,8 +105,10 @@ class Krylov:
 
     def ritz(self, size: int) -> tuple[Tensor, Tensor]:
         """Give the Ritz values, ascending (m,), and their coefficients (m, m) in m=size vectors."""
-        theta, S = torch.linalg.eigh(self.H[:size, :size])
-        return theta, S
+        if size not in self._pairs:
+            theta, S = torch.linalg.eigh(self.H[:size, :size])
+            self._pairs[size] = theta, S
+        return self._pairs[size]
 
     def left(self, run: Run, S: Tensor) -> Tensor:
         """Give the part (k,) of the residuals of the pairs S (m, k) that this run accounts for."""
@@ -111,7 +121,12 @@ class Krylov:
 
     def residuals(self, S: Tensor) -> Tensor:
         """Bound the residual norms (k,) of the pairs with coefficients S (m, k)."""
-        return torch.stack([self.left(r, S) for r in self.runs]).sum(dim=0)
+        if not self.runs:
+            return torch.zeros(0, dtype=torch.float64)
+        if self.broken:
+            return torch.full((S.shape[1],), math.inf, dtype=torch.float64)
+        none = torch.zeros(S.shape[1], dtype=torch.float64)  # ended before the first product
+        return sum((self.left(r, S) for r in self.runs), none)
 
     def vectors(self, S: Tensor) -> Tensor:
         """Form the unit vectors (k, n) float64 with coefficients S (m, k)."""
@@ -226,22 +241,34 @@ class _Search:
 
 
 def _finish(A: Counted, search: _Search, status: Status) -> Ritz:
-    """Form the vectors, and hold the first against one true product."""
-    K, Q = search.K, search.K.Q
-    doubt = 0.0 if len(Q) >= A.size else search.doubt(K.runs[-1])
-    found, search.size = search.size, len(Q)
+    """Form the vectors, and certify them."""
+    K = search.K
+    doubt = 0.0 if len(K.H) >= A.size else search.doubt(K.runs[-1])
+    found, search.size = search.size, len(K.H)
     if not search.fulfilled():  # the search for missed ones has not sharpened the answer
-        search.size = found or len(Q)
-    theta, S = search.pairs()
-    residuals = K.residuals(S)
-    vectors = K.vectors(S)
-    rounding = K.rounding
+        search.size = found or len(K.H)
+    return certified(K, *search.pairs(), doubt, status, search.tolerance)
+
+
+def certified(
+    K: Krylov, theta: Tensor, S: Tensor, doubt: float, status: Status, tolerance: float
+) -> Ritz:
+    """Put pairs (k,), (m, k) together with their certificates; the first takes one true product.
+
+    What the recurrence does not explain of that is rounding, in the products or in the basis, or a
+    product that is not of a symmetric map. It counts for every pair, and where it makes a residual
+    too large, the answer is `inexact` however well the recurrence converged.
+    """
+    A = K.A
+    residuals, vectors, rounding = K.residuals(S), K.vectors(S), K.rounding
     if status != "interrupted" and len(theta):
         product = A.matvec(vectors[0].to(A.like.dtype)).double()
-        true = norm(product - theta[0] * vectors[0])
-        # What the recurrence does not explain is rounding, in the products and in the basis.
-        rounding = max(rounding, true - float(residuals[0]))
+        rounding = max(rounding, norm(product - theta[0] * vectors[0]) - float(residuals[0]))
     residuals = residuals + rounding
+    done = status in ("converged", "unverified")
+    floor = 4 * K.rounding  # an eigenvalue of zero has no relative residual
+    if done and not small((residuals - floor).clamp_min(0), theta, K.norm, tolerance):
+        status = "inexact"
     return Ritz(
         values=theta,
         vectors=vectors.to(A.like.dtype),

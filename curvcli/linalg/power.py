@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from curvcli.linalg.basis import Basis, norm
-from curvcli.linalg.lanczos import Krylov, Run, lanczos
+from curvcli.linalg.lanczos import Krylov, Run, certified, lanczos
 from curvcli.linalg.operator import Counted, LinearOperator
 from curvcli.linalg.ritz import (
     DOUBT,
@@ -20,7 +20,6 @@ from curvcli.linalg.ritz import (
     Which,
     beyond,
     missed,
-    radii,
     small,
 )
 
@@ -64,21 +63,18 @@ def power(
     status: Status = "max_matvecs"
     doubt = 1.0
     try:
-        while counted.matvecs < max_matvecs and not _enough(K, top, which):
+        while counted.matvecs < max_matvecs - 1 and not _enough(K, top, which):
             run = K.start(rng)
             if run is None:
                 break
-            _sharpen(K, run, tolerance / 2, max_matvecs, watch)
+            _sharpen(K, run, tolerance / 2, max_matvecs - 1, watch)
             K.step(run)
         if _enough(K, top, which) and _small(K, top, which, tolerance):
-            doubt = _doubt(K, top, which, rng, max_matvecs)
+            doubt = _doubt(K, top, which, rng, max_matvecs - 1)
             status = "converged" if doubt <= DOUBT else "unverified"
     except KeyboardInterrupt:
         status = "interrupted"
-    theta, S = _pairs(K, top, which)
-    residuals = K.residuals(S) + K.rounding if len(theta) else theta
-    vectors = K.vectors(S).to(A.like.dtype)
-    return Ritz(theta, vectors, residuals, radii(theta, residuals), doubt, counted.matvecs, status)
+    return certified(K, *_pairs(K, top, which), doubt, status, tolerance)
 
 
 def _sharpen(K: Krylov, run: Run, tolerance: float, max_matvecs: int, watch: Watch | None) -> None:
@@ -106,7 +102,7 @@ def _pairs(K: Krylov, top: int, which: Which) -> tuple[Tensor, Tensor]:
 
     A value that is zero to rounding is of either kind.
     """
-    theta, S = K.ritz(len(K.Q))
+    theta, S = K.ritz(len(K.H))
     if which == "magnitude":
         chosen = sorted(range(len(theta)), key=lambda i: -abs(float(theta[i])))
     else:
@@ -131,7 +127,7 @@ def _doubt(K: Krylov, top: int, which: Which, rng: torch.Generator, max_matvecs:
     n = K.A.size
     if len(K.Q) >= n:
         return 0.0
-    theta, _ = K.ritz(len(K.Q))
+    theta, _ = K.ritz(len(K.H))
     low, high = beyond(theta, min(top, len(theta)), which, K.norm)
     doubt = 1.0
     for steps in (6, 12, 24):

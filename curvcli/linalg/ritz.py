@@ -11,7 +11,7 @@ from torch import Tensor
 from curvcli.linalg.basis import norm
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
-Status = Literal["converged", "unverified", "max_matvecs", "interrupted"]
+Status = Literal["converged", "unverified", "inexact", "max_matvecs", "interrupted"]
 Watch = Callable[[int, int | None, float | None, float | None], None]
 
 FLOOR = 0.01

@@ -98,11 +98,10 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    there = {
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(device.type, True):
+    if device.type == "mps":
+        raise CurvError("E_USAGE", "mps has no float64, which curv needs", "use --device cpu")
+    there = torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    if device.type == "cuda" and not there:
         raise CurvError("E_USAGE", f"this machine has no {name}", "use --device cpu")
     return device
 

@@ -43,7 +43,7 @@ def find(module: str, name: str) -> Any:
         raise _failed("E_IMPORT", f"importing {module}", error) from error
     for part in name.split("."):
         if not hasattr(found, part):
-            public = [n for n in vars(found) if not n.startswith("_")]
+            public = [n for n in dir(found) if not n.startswith("_")]
             raise unknown(part, public, f"{module}", "E_IMPORT")
         found = getattr(found, part)
     return found

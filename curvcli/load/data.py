@@ -122,9 +122,10 @@ def _array(found: Any, where: str) -> Tensor:
         raise CurvError(
             "E_DATA", f"{where} holds {getattr(found, 'dtype', type(found))}, not numbers"
         )
-    if found.dtype.byteorder == ">" or found.dtype == np.float16:
-        found = found.astype(np.float32 if found.dtype.kind == "f" else np.int64)
-    return torch.from_numpy(np.ascontiguousarray(found))
+    if found.dtype.kind == "f" and found.dtype.itemsize not in (4, 8):
+        found = found.astype(np.float32 if found.dtype.itemsize < 4 else np.float64)
+    found = found.astype(found.dtype.newbyteorder("="), copy=False)  # torch knows no other order
+    return torch.from_numpy(np.asarray(found, order="C"))
 
 
 def _load_numpy(path: Path) -> Any:
@@ -152,9 +153,13 @@ def _npz(data: Npz) -> tuple[Any, Any]:
         if name not in archive:
             raise unknown(name, archive.files, str(data.path), "E_DATA")
         try:
-            return _array(archive[name], f"{data.path}: {name}")
-        except (ValueError, OSError, EOFError) as error:
-            raise CurvError("E_DATA", f"{data.path}: {shown(name)} is damaged") from error
+            found = archive[name]
+        except Exception as error:  # zipfile and zlib have classes of their own
+            raise CurvError(
+                "E_DATA", f"{data.path}: {shown(name)} is damaged, or holds objects",
+                "save it with numpy.savez, numbers only",
+            ) from error  # fmt: skip
+        return _array(found, f"{data.path}: {shown(name)}")
 
     with archive:
         return _pick(data.x, take), None if data.y is None else _pick(data.y, take)
@@ -190,7 +195,7 @@ def _csv(data: Csv) -> tuple[Any, Any]:
     try:
         table = pd.read_csv(data.path, header=0 if data.header else None)
     except Exception as error:
-        raise CurvError("E_DATA", f"{data.path} is no table: {str(error)[:120]}") from error
+        raise CurvError("E_DATA", f"{data.path} is no table: {_line(error)}") from error
     table.columns = [str(c) for c in table.columns]
     names = list(data.x) if data.x is not None else [c for c in table.columns if c != data.y]
     for name in [*names, *([data.y] if data.y is not None else [])]:
@@ -206,6 +211,10 @@ def _csv(data: Csv) -> tuple[Any, Any]:
     if data.y is None:
         return x, None
     return x, _array(np.array(table[data.y]), f"{data.path}: {data.y}")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def _drawn(data: Synthetic, extra: int) -> Examples:

@@ -21,6 +21,14 @@ from curvcli.problem import Batch, Loss, Terms
 INDEXED = ("cross_entropy", "nll_loss")
 """Losses whose mean is over weights of class-index targets."""
 
+BY_ENTRY = ("mse_loss", "l1_loss", "huber_loss")
+"""Losses whose `weight` has the shape of one batch, and so depends on how the data is cut."""
+
+SUMMED = (
+    "reduction: sum grows with the data, so figures would depend on how much is used",
+    "use mean, and multiply the learning rate",
+)
+
 
 def named(name: str, args: Mapping[str, Any]) -> Loss:
     """Build a loss of torch.nn.functional.
@@ -30,24 +38,18 @@ def named(name: str, args: Mapping[str, Any]) -> Loss:
     if name not in losses():
         raise unknown(name, losses(), "loss", "E_LOSS")
     function = getattr(functional, name)
-    accepted = set(inspect.signature(function).parameters) - {"input", "target"}
+    replaced = {"input", "target", "size_average", "reduce"}  # the last two by reduction
+    replaced |= {"weight"} if name in BY_ENTRY else set()
+    accepted = set(inspect.signature(function).parameters) - replaced
     for key in args:
         if key not in accepted:
-            raise unknown(
-                key, accepted - {"size_average", "reduce"}, f"loss.args of {name}", "E_LOSS"
-            )
-    options = dict(args)
+            raise unknown(key, accepted, f"loss.args of {name}", "E_LOSS")
+    options = {k: torch.tensor(v) if isinstance(v, list | tuple) else v for k, v in args.items()}
     reduction = options.pop("reduction", "mean")
-    if reduction not in ("mean", "sum", "batchmean"):
-        raise CurvError("E_LOSS", f"reduction {reduction!r} gives no single loss", "use mean")
     if reduction == "sum":
-        raise CurvError(
-            "E_LOSS",
-            "reduction: sum grows with the data, so figures would depend on how much is used",
-            "use mean, and multiply the learning rate",
-        )
-    if isinstance(options.get("weight"), list | tuple):
-        options["weight"] = torch.tensor(options["weight"])
+        raise CurvError("E_LOSS", *SUMMED)
+    if reduction != "mean" and (name, reduction) != ("kl_div", "batchmean"):
+        raise CurvError("E_LOSS", f"reduction {reduction!r} gives no single loss", "use mean")
     return _Terms(name, function, options, per_example=reduction == "batchmean")
 
 
@@ -79,10 +81,14 @@ class _Terms:
         out, target = _aligned(self.name, out, batch.target)
         options = {k: v.to(out) if isinstance(v, Tensor) else v for k, v in self.options.items()}
         try:
-            terms = self.function(out, target, reduction="none", **options)
+            terms = self._terms(out, target, options)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise _misfit(self.name, out, target, error) from error
         return Terms(terms.sum(), self._weight(terms, target, options, batch))
+
+    def _terms(self, out: Tensor, target: Tensor, options: Mapping[str, Any]) -> Tensor:
+        terms: Tensor = self.function(out, target, reduction="none", **options)
+        return terms
 
     def _weight(
         self, terms: Tensor, target: Tensor, options: Mapping[str, Any], batch: Batch
@@ -119,7 +125,7 @@ def _aligned(name: str, out: Tensor, target: Any) -> tuple[Tensor, Tensor]:
             # Language models put the classes last: (N, T, C) beside (N, T).
             return out.reshape(-1, out.shape[-1]), target.reshape(-1)
         return out, target
-    if name in INDEXED or name.startswith("multi"):
+    if name in INDEXED or name.lower().startswith("multi"):
         return out, target
     if target.shape == out.shape[:-1] and out.shape[-1] == 1:
         # torch would broadcast (N, 1) with (N,) to (N, N), which nobody means.
@@ -198,23 +204,26 @@ def as_loss(given: Any) -> Loss:
     name = getattr(given, "__name__", "")
     if getattr(functional, name, None) is given and name in losses():
         return named(name, {})
-    if isinstance(given, nn.modules.loss._Loss) and given.reduction == "mean":
-        by_term = copy.copy(given)
-        by_term.reduction = "none"
-        options = {k: getattr(given, k) for k in ("weight", "ignore_index") if hasattr(given, k)}
-        indexed = {"CrossEntropyLoss": "cross_entropy", "NLLLoss": "nll_loss"}
-        kind = indexed.get(type(given).__name__, type(given).__name__)
-        return _Module(kind, by_term, options)
+    # A class that is derived from torch's may compute anything.
+    if isinstance(given, nn.modules.loss._Loss) and type(given).__module__.startswith("torch."):
+        if given.reduction == "sum":
+            raise CurvError("E_LOSS", *SUMMED)
+        if given.reduction == "mean":
+            return _Module(given)
     return custom(given, {})
 
 
 class _Module(_Terms):
-    """A loss module, evaluated term by term."""
+    """A loss module of torch.nn, evaluated term by term."""
 
-    def __init__(self, name: str, module: nn.Module, options: dict[str, Any]) -> None:
-        super().__init__(name, module, options, per_example=False)
+    def __init__(self, given: Any) -> None:
+        by_term = copy.deepcopy(given)
+        by_term.reduction = "none"
+        options = {k: getattr(given, k) for k in ("weight", "ignore_index") if hasattr(given, k)}
+        kind = type(given).__name__
+        name = {"CrossEntropyLoss": "cross_entropy", "NLLLoss": "nll_loss"}.get(kind, kind)
+        super().__init__(name, by_term, options, per_example=False)
 
-    def __call__(self, output: Any, batch: Batch) -> Terms:
-        out, target = _aligned(self.name, tensor_of(output), batch.target)
-        terms = self.function(out, target)
-        return Terms(terms.sum(), self._weight(terms, target, self.options, batch))
+    def _terms(self, out: Tensor, target: Tensor, options: Mapping[str, Any]) -> Tensor:
+        terms: Tensor = self.function.to(out)(out, target)
+        return terms

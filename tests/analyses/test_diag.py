@@ -66,3 +66,37 @@ def test_ctrl_c_keeps_the_complete_tensors() -> None:
     assert result.interrupted
     assert 1 <= len(result.rows) < len(p.names)
     assert any("are complete" in note for note in result.notes)
+
+
+class UsedElsewhere(nn.Module):
+    """A linear layer whose weight acts a second time, outside of the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 5)
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.fc(x).tanh()) * (1 + self.fc.weight[1].square().sum())
+
+
+def test_a_weight_that_is_used_elsewhere_is_still_exact() -> None:
+    torch.manual_seed(0)
+    p = classify(UsedElsewhere(), inputs(20, 6))
+    truth = p.layout.named(dense_hessian(p).diagonal())["fc.weight"]
+    row = next(r for r in ask(Diag(method="exact"), p).rows if r["tensor"] == "fc.weight")
+    assert row["trace"] == pytest.approx(float(truth.sum()), rel=1e-4)
+
+
+def test_a_figure_that_is_no_number_is_undecided() -> None:
+    class Kinked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(6, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.w.abs() ** 1.5
+
+    result = ask(Diag(method="exact"), classify(Kinked(), inputs(20, 6)))
+    assert result.status == "undecided"
+    assert any("not a finite number" in c.message for c in result.checks)

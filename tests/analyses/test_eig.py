@@ -83,3 +83,15 @@ def test_ctrl_c_leaves_a_marked_partial_answer() -> None:
 def test_power_cannot_do_both_ends() -> None:
     with pytest.raises(CurvError, match="both ends"):
         ask(Eig(method="power", which="both"), problem())
+
+
+def test_products_too_inexact_for_the_tolerance_are_undecided() -> None:
+    result = ask(Eig(top=1, tolerance=1e-9), problem(), method="differences")
+    assert result.status == "undecided"
+    assert any("too inexact" in c.message for c in result.checks)
+
+
+def test_a_basis_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(CurvError) as refused:
+        ask(Eig(top=4), problem(), memory=100.0)
+    assert refused.value.code == "E_MEMORY"

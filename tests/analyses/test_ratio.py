@@ -85,3 +85,12 @@ def test_the_model_is_left_as_it_was() -> None:
     for n, t in model.named_parameters():
         assert torch.equal(t, weights[n])
     assert all(a is b for a, b in zip(grads, [t.grad for t in model.parameters()], strict=True))
+
+
+def test_a_random_model_is_refused() -> None:
+    p, model, *_ = trained(torch.optim.SGD, lr=0.1, momentum=0.9)
+    p = Problem(nn.Sequential(*model, nn.Dropout()), p.loss, p.batches, p.names, mode="train",
+                optimizer=p.optimizer)  # fmt: skip
+    with pytest.raises(CurvError) as refused:
+        ask(Ratio(), p)
+    assert refused.value.code == "E_NONDET"
