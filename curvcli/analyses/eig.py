@@ -109,13 +109,13 @@ class Eig(Analysis):
 
     def _headline(self, rows: list[EigRow]) -> str:
         if self.which == "smallest":
-            return f"smallest eigenvalue {rows[0].eigenvalue:.5g} ± {rows[0].radius:.1g}"
-        said = f"largest eigenvalue {rows[0].eigenvalue:.5g} ± {rows[0].radius:.1g}"
+            return f"smallest eigenvalue {rows[0].eigenvalue:.6g} ± {rows[0].radius:.1g}"
+        said = f"largest eigenvalue {rows[0].eigenvalue:.6g} ± {rows[0].radius:.1g}"
         if self.which == "magnitude":
             return said.replace("largest eigenvalue", "eigenvalue largest in size")
         if self.which == "both":
             least = rows[min(self.top, len(rows) - 1)]
-            said += f", smallest {least.eigenvalue:.5g} ± {least.radius:.1g}"
+            said += f", smallest {least.eigenvalue:.6g} ± {least.radius:.1g}"
         return said
 
     def _metrics(self, rows: list[EigRow], ritz: "Ritz") -> dict[str, Metric]:

@@ -148,5 +148,5 @@ class Small:
 
 def reason(error: Exception) -> str:
     """Put a foreign error into one short line."""
-    first = (str(error).strip().splitlines() or [""])[0]
+    first = (str(error).strip().splitlines() or [""])[0].split(". ")[0]
     return f"{type(error).__name__}: {first[:160]}" if first else type(error).__name__
