@@ -144,7 +144,7 @@ def _render(values: dict[str, Any]) -> int:
         show(found, output.printed, plain=output.plain)
     else:
         refuse(output, len(found.results))
-        with destination(output.out, output.format) as write:
+        with destination(output.out) as write:
             write(found)
     return int(found.exit_code(strict=output.strict, exit_zero=output.exit_zero))
 
@@ -153,6 +153,8 @@ def _answer(kinds: Kinds, kind: type[Analysis] | None, values: dict[str, Any]) -
     """Do what a command asks: everything that can be refused without torch is refused first."""
     output = build(Output, given(values, Output), _flag_place, "E_USAGE")
     model: Path | None = values["model"]
+    if model is not None:
+        _exists(model)
     spec = _spec(values["spec"], model)
     analyses = _analyses(spec, kinds, kind, values)
     refuse(output, len(analyses))
@@ -168,7 +170,7 @@ def _answer(kinds: Kinds, kind: type[Analysis] | None, values: dict[str, Any]) -
             f"curv {kind.name if kind else 'run'} MODEL",
         )
     _exists(checkpoint)
-    with destination(output.out, output.format) as write:
+    with destination(output.out) as write:
         # What the user's own code prints is no part of the report.
         with contextlib.redirect_stdout(sys.stderr), _announced(output.quiet) as announcer:
             report = _work(spec, checkpoint, run, _plain(cut), analyses, announcer)
@@ -236,11 +238,13 @@ def _flag_place(loc: Location) -> str:
 
 
 def _exists(checkpoint: Path) -> None:
-    """Refuse a path that is not there before torch is imported."""
+    """Refuse a path that is no file before torch is imported."""
     if not os.path.lexists(checkpoint):
         from curvcli.load.names import nearest_file
 
         raise CurvError("E_NOT_FOUND", f"{checkpoint} does not exist", nearest_file(checkpoint))
+    if checkpoint.is_dir():
+        raise CurvError("E_DIRECTORY", f"{checkpoint} is a directory", "pass the file inside")
 
 
 @contextlib.contextmanager

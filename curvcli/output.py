@@ -20,9 +20,7 @@ Format = Literal["table", "json", "csv"]
 class Output(Options):
     """Where the report goes, and how."""
 
-    format: Format | None = option(
-        None, "format of what is printed, or of --out FILE", shown="table", short="-f"
-    )
+    format: Format | None = option(None, "format of what is printed", shown="table", short="-f")
     out: str | None = option(
         None,
         "write FILE (.json, .csv, .txt), or a report and one CSV per analysis to DIR",
@@ -37,8 +35,8 @@ class Output(Options):
 
     @property
     def printed(self) -> Format:
-        """The format of what goes to stdout: --format is the file's where there is one."""
-        return "table" if self.out else self.format or "table"
+        """The format of what goes to stdout."""
+        return self.format or "table"
 
 
 def refuse(output: Output, count: int) -> None:
@@ -46,26 +44,25 @@ def refuse(output: Output, count: int) -> None:
 
     Raises: CurvError (E_USAGE) for a format that holds one result, or a suffix of no format.
     """
-    if output.out is None:
-        sinks.holds(output.printed, count)
-    elif not _is_folder(output.out, output.format):
-        sinks.holds(output.format or sinks.format_of(Path(output.out)), count)
+    sinks.holds(output.printed, count)
+    if output.out is not None and not _is_folder(output.out):
+        sinks.holds(sinks.format_of(Path(output.out)), count)
 
 
 @contextlib.contextmanager
-def destination(out: str | None, format: Format | None) -> Iterator[Callable[[Report], None]]:
+def destination(out: str | None) -> Iterator[Callable[[Report], None]]:
     """Open what --out names; yield what writes a report there, whole or not at all.
 
     Raises: CurvError (E_OUTPUT) where it cannot be written, before there is a report.
     """
     if out is None:
         yield lambda report: None
-    elif _is_folder(out, format):
+    elif _is_folder(out):
         # One draft proves that the folder takes files; their names are known at the end.
         with folder(Path(out)), drafted(Path(out, "report.json")):
             yield lambda report: _write({Path(out, n): t for n, t in sinks.files(report).items()})
     else:
-        kind = format or sinks.format_of(Path(out))
+        kind = sinks.format_of(Path(out))
         with drafted(Path(out)) as draft:
 
             def write(report: Report) -> None:
@@ -75,9 +72,9 @@ def destination(out: str | None, format: Format | None) -> Iterator[Callable[[Re
             yield write
 
 
-def _is_folder(out: str, format: str | None) -> bool:
+def _is_folder(out: str) -> bool:
     path = Path(out)
-    fresh = not path.suffix and format is None and not path.exists()
+    fresh = not path.suffix and not path.exists()
     return out.endswith(os.sep) or path.is_dir() or fresh
 
 

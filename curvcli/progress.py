@@ -1,6 +1,7 @@
 """Progress on the terminal: one line that says what is done, and the estimate so far."""
 
 import contextlib
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -35,23 +36,24 @@ class Announcer:
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}"),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[found]}"),
             TimeElapsedColumn(),
             console=Console(file=sys.stderr),
             transient=True,
         )
         self.bars.start()
-        task = self.bars.add_task(doing, total=None, found="")
+        task = self.bars.add_task(doing, total=None, found="", count="")
         bars = self.bars
 
         def watch(
             done: int, total: int | None, estimate: float | None, error: float | None
         ) -> None:
             found = "" if estimate is None else f"{estimate:.5g}"
-            if error is not None:
+            if error is not None and math.isfinite(error):
                 found += f" ± {error:.1g}"
-            bars.update(task, completed=done, total=total, found=found)
+            count = f"{done:,}" + (f"/{total:,}" if total is not None else "")
+            bars.update(task, completed=done, total=total, found=found, count=count)
 
         return watch
 

@@ -57,6 +57,20 @@ class Column:
     detail: bool = False
 
 
+def plus_minus(value: float, error: float) -> str:
+    """Write a figure for a headline: the error rounded up to one digit, covering the rounding."""
+    if not (math.isfinite(value) and math.isfinite(error)) or error <= 0:
+        return f"{value:.6g}"
+    digits = math.floor(math.log10(error))
+    unit = 10.0**digits
+    rounded = round(value / unit) * unit
+    error = math.ceil((error + abs(value - rounded)) / unit * (1 - 1e-12)) * unit
+    places = max(-digits, 0)
+    if places > 12 or abs(value) >= 1e12:
+        return f"{value:.6g} ± {error:.0e}"
+    return f"{rounded:.{places}f} ± {error:.{places}f}"
+
+
 def column(
     title: str, format: Format = "text", error: str | None = None, *, detail: bool = False
 ) -> Any:

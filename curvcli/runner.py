@@ -11,8 +11,8 @@ import torch
 
 from curvcli.analyses.base import Analysis
 from curvcli.errors import CurvError, bug, memory_error
-from curvcli.report import Report, Result
-from curvcli.work import Work
+from curvcli.report import Check, Report, Result
+from curvcli.work import Watch, Work
 
 if TYPE_CHECKING:
     from curvcli.load.assemble import Loaded
@@ -55,7 +55,42 @@ def run(loaded: "Loaded", analyses: Sequence[Analysis], work: Work, seed: int) -
     )
 
 
+class _OutOfTime(KeyboardInterrupt):
+    """Ends an analysis as Ctrl-C would: with what is known."""
+
+
+def _limited(work: Work, budget: float) -> Work:
+    """Let every stretch of work end when the time is up."""
+    end = time.perf_counter() + budget
+
+    def announce(doing: str) -> Watch:
+        inner = work.announce(doing)
+
+        def watch(
+            done: int, total: int | None, estimate: float | None, error: float | None
+        ) -> None:
+            inner(done, total, estimate, error)
+            if time.perf_counter() > end and done != total:
+                raise _OutOfTime
+
+        return watch
+
+    return replace(work, announce=announce)
+
+
 def _answer(analysis: Analysis, problem: "Problem", work: Work) -> Result:
+    if work.budget is None:
+        return _interruptible(analysis, problem, work)
+    start = time.perf_counter()
+    result = _interruptible(analysis, problem, _limited(work, work.budget))
+    if not result.interrupted or time.perf_counter() < start + work.budget:
+        return result
+    said = "stopped when its time was up; the figures are those known by then"
+    check = Check("within budget", "undecided", said, "raise --budget")
+    return replace(result, interrupted=False, checks=(*result.checks, check))
+
+
+def _interruptible(analysis: Analysis, problem: "Problem", work: Work) -> Result:
     try:
         return analysis.answer(problem, work)
     except KeyboardInterrupt:

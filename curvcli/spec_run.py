@@ -67,7 +67,9 @@ class Run(Options):
         "auto", "precision; auto is float32, and float64 for gradcheck"
     )
     seed: int = option(0, "seed of everything random", ge=0, lt=2**63)
-    mode: Literal["eval", "train"] = option("eval", "mode of the model; train has dropout on")
+    mode: Literal["eval", "train"] = option(
+        "eval", "mode of the model; train has BatchNorm use its batch"
+    )
     params: Annotated[tuple[str, ...], BeforeValidator(listed, str | tuple[str, ...])] = option(
         ("*",), "only parameters whose names match", metavar="GLOB", shown="all"
     )
@@ -78,5 +80,8 @@ class Run(Options):
         None, "memory for kept graphs, as in 4GB", metavar="BYTES", shown="what is free"
     )
     budget: Seconds | None = option(
-        None, "time for each analysis, as in 60s or 5m", metavar="TIME", shown="no limit"
+        None,
+        "stop each analysis after this time, as in 60s or 5m",
+        metavar="TIME",
+        shown="no limit",
     )

@@ -170,7 +170,7 @@ def test_data_is_missing(here: Path) -> None:
         (["eig", "--seed", "-1"], ["--seed: '-1' should be greater"]),
         (["eig", "--device", "gpu"], ["--device: 'gpu' is not a device"]),
         (["eig", "--budget", "soon"], ["--budget", "'soon'"]),
-        (["eig", "--out", "report.pdf"], ["report.pdf", ".json", "--format"]),
+        (["eig", "--out", "report.pdf"], ["report.pdf", ".json"]),
         (["eig", "--out", ""], ["--out: '' should not be empty"]),
         (["run", "--format", "csv"], ["csv holds one analysis"]),
         (["run", "--out", "all.csv"], ["csv holds one analysis", "--out DIR/"]),
@@ -429,8 +429,9 @@ def test_out_by_suffix(here: Path) -> None:
     assert json.loads((here / "report.json").read_text())["results"]["eig"]
     assert (here / "report.csv").read_text().startswith("index,")
     assert (here / "report.txt").read_text() == done.out
-    assert curv("eig", "--out", "report.dat", "--format", "json").out == done.out
-    assert json.loads((here / "report.dat").read_text())["results"]["eig"]
+    printed = curv("eig", "--out", "report.txt", "--format", "json")
+    assert printed.document["results"]["eig"], "--format is of what is printed"
+    assert (here / "report.txt").read_text() == done.out, "the suffix is of what is written"
 
 
 @pytest.mark.parametrize("name", ["results", "results.d/", "a/b"])
@@ -538,8 +539,8 @@ def test_render_gives_the_same_again(here: Path) -> None:
     refused(curv("render", "report.json", "--format", "csv"), "E_USAGE", 2, "csv holds one")
     assert curv("render", "report.json", "--out", "again.txt") == Ran(0, "", "")
     assert (here / "again.txt").read_text() == table.out
-    assert curv("render", "report.json", "--out", "again.dat", "-f", "json") == Ran(0, "", "")
-    assert (here / "again.dat").read_text() == document
+    assert curv("render", "report.json", "--out", "again.json") == Ran(0, "", "")
+    assert (here / "again.json").read_text() == document
     assert curv("render", "report.json", "--out", "folder").code == 0
     assert (here / "folder" / "eig.csv").exists()
 

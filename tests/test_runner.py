@@ -8,6 +8,7 @@ import torch
 from cases import small_model
 
 from curvcli.analyses.base import Analysis
+from curvcli.analyses.eig import Eig
 from curvcli.errors import CurvError, Exit
 from curvcli.load.assemble import Loaded
 from curvcli.load.loss import as_loss
@@ -116,3 +117,15 @@ def test_ctrl_c_keeps_what_is_known_and_names_the_rest() -> None:
     assert report.results["second"].interrupted
     assert report.errors == {"third": "interrupted before it began"}
     assert report.exit_code() == Exit.INTERRUPTED
+
+
+def test_out_of_time_is_undecided_with_what_is_known() -> None:
+    batch = as_batch((torch.randn(9, 4), torch.zeros(9, dtype=torch.long)))
+    loss = as_loss(torch.nn.functional.cross_entropy)
+    loaded = Loaded(Problem.of(small_model(), loss, [batch]), {})
+    report = run(loaded, [Eig()], Work(rng=torch.Generator(), budget=1e-9), 0)
+    result = report.results["eig"]
+    assert not result.interrupted
+    assert result.rows
+    assert "within budget" in {c.name for c in result.checks}
+    assert report.exit_code() == Exit.UNDECIDED

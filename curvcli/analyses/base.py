@@ -57,6 +57,14 @@ class Analysis(Options):
             interrupted=interrupted,
         )
 
+    def doubts(self, notes: Sequence[str]) -> list[Check]:
+        """Warn where a second derivative had to be taken another way, or could not be trusted."""
+        return [
+            Check("second derivative", "warn", n, "a backward may be wrong: try curv gradcheck")
+            for n in notes
+            if n.startswith(("not by", "this product is doubtful"))
+        ]
+
     def _finite(self, rows: Sequence[Any], metrics: Mapping[str, Metric]) -> list[Check]:
         """Refuse to decide on figures that are no numbers."""
         shown = [c.name for c in columns(self.Row) if not c.detail]

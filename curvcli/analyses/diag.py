@@ -1,12 +1,12 @@
 """The diagonal of the Hessian, exact or estimated, summed up tensor by tensor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from curvcli.analyses.base import Analysis
 from curvcli.errors import CurvError
 from curvcli.options import option
-from curvcli.report import Metric, Result, column
+from curvcli.report import Metric, Result, column, plus_minus
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,10 +31,10 @@ class DiagRow:
     entries: int = column("entries", "count")
     trace: float = column("trace", "real", error="stderr")
     stderr: float | None = column("std. error", "relative")
-    mean: float = column("mean", "real")
-    least: float = column("min", "real")
-    most: float = column("max", "real")
-    negative: float = column("negative", "percent")
+    mean: float = column("mean", "real", detail=True)
+    least: float | None = column("min", "real")
+    most: float | None = column("max", "real")
+    negative: float | None = column("negative", "percent")
     typical_stderr: float | None = column("std. error of an entry", "relative", detail=True)
 
 
@@ -60,6 +60,7 @@ class Diag(Analysis):
             return self._estimate(problem, work, ())
         problem.probe()
         from curvcli.curvature.diagonal import ExactDiagonal
+        from curvcli.curvature.hessian import doubts
 
         exact = ExactDiagonal(problem, work.memory)
         each = sum(p.products for p in exact.parts)
@@ -71,7 +72,8 @@ class Diag(Analysis):
         seconds = exact.estimate()
         if work.budget is None or seconds <= work.budget:
             work.tell(f"{plan}, about {_time(seconds)}")
-            return self._exact(exact, work, each)
+            result = self._exact(exact, work, each)
+            return replace(result, checks=(*result.checks, *self.doubts(doubts(problem))))
         over = f"{plan}, about {_time(seconds)}, over the budget of {_time(work.budget)}"
         if self.method == "exact":
             cheaper = f"--method hutchinson takes {self.probes} products, or raise --budget"
@@ -126,8 +128,8 @@ class Diag(Analysis):
             for i, (n, s) in enumerate(slices.items())
         ]
         said = [f"products by {TITLES[chosen.method]}", *chosen.notes, *notes]
-        said.append("min, max and negative are of the estimates, noise included")
-        return self._told(rows, found.trace()[1], found.probes, said, found.interrupted)
+        result = self._told(rows, found.trace()[1], found.probes, said, found.interrupted)
+        return replace(result, checks=(*result.checks, *self.doubts(said)))
 
     def _told(
         self,
@@ -142,20 +144,29 @@ class Diag(Analysis):
         trace = sum(r.trace for r in rows)
         largest = max(rows, key=lambda r: abs(r.trace))
         share = largest.trace / trace if trace else 0.0
-        sure = f" ± {stderr:.2g}" if stderr is not None else ""
         label = "trace so far" if interrupted and stderr is None else "trace"
         return self.result(
-            f"{label} {trace:.5g}{sure}, {share:.0%} of it in {largest.tensor}",
+            f"{label} {plus_minus(trace, stderr or 0.0)}, {share:.0%} of it in {largest.tensor}",
             rows=rows,
             metrics={
                 "trace": Metric(trace, "trace", "real", stderr),
-                "largest": Metric(max(r.most for r in rows), "largest entry", "real"),
-                "least": Metric(min(r.least for r in rows), "least entry", "real"),
+                **_extremes(rows),
                 "products": Metric(products, "products for each pass over the data", "count"),
             },
             notes=notes,
             interrupted=interrupted,
         )
+
+
+def _extremes(rows: list[DiagRow]) -> dict[str, Metric]:
+    most = [r.most for r in rows if r.most is not None]
+    least = [r.least for r in rows if r.least is not None]
+    if not most or not least:
+        return {}
+    return {
+        "largest": Metric(max(most), "largest entry", "real"),
+        "least": Metric(min(least), "least entry", "real"),
+    }
 
 
 def _row(
@@ -169,9 +180,10 @@ def _row(
         trace=float(entries.sum()),
         stderr=stderr,
         mean=float(entries.mean()),
-        least=float(entries.min()),
-        most=float(entries.max()),
-        negative=float((entries < 0).double().mean()),
+        # The extremes of noisy estimates are those of the noise.
+        least=float(entries.min()) if stderr is None else None,
+        most=float(entries.max()) if stderr is None else None,
+        negative=float((entries < 0).double().mean()) if stderr is None else None,
         typical_stderr=typical,
     )
 

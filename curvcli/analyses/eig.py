@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from curvcli.analyses.base import Analysis
 from curvcli.errors import CurvError
 from curvcli.options import option
-from curvcli.report import Check, Metric, Result, column
+from curvcli.report import Check, Metric, Result, column, plus_minus
 
 if TYPE_CHECKING:
     from curvcli.linalg.ritz import Ritz
@@ -21,8 +21,8 @@ class EigRow:
     index: int = column("#", "count")
     eigenvalue: float = column("eigenvalue", "real", error="radius")
     radius: float = column("radius", "relative")
-    low: float = column("low", "real")
-    high: float = column("high", "real")
+    low: float = column("low", "real", detail=True)
+    high: float = column("high", "real", detail=True)
     residual: float = column("residual", "relative")
 
 
@@ -69,6 +69,8 @@ class Eig(Analysis):
             watch=work.announce("eigenvalues"),
         )
         notes = [f"products by {TITLES[chosen.method]}", *chosen.notes]
+        if self.top > problem.layout.size:
+            notes.append(f"there are {problem.layout.size} parameters, so no more eigenvalues")
         if len(ritz.values) == 0:
             return self.result("no eigenvalue is known yet", notes=notes, interrupted=True)
         rows = self._rows(ritz)
@@ -76,7 +78,7 @@ class Eig(Analysis):
             self._headline(rows),
             rows=rows,
             metrics=self._metrics(rows, ritz),
-            checks=[self._convergence(ritz), self._search(ritz)],
+            checks=[self._convergence(ritz), self._search(ritz), *self.doubts(chosen.notes)],
             notes=notes,
             interrupted=ritz.status == "interrupted",
         )
@@ -109,13 +111,13 @@ class Eig(Analysis):
 
     def _headline(self, rows: list[EigRow]) -> str:
         if self.which == "smallest":
-            return f"smallest eigenvalue {rows[0].eigenvalue:.6g} ± {rows[0].radius:.1g}"
-        said = f"largest eigenvalue {rows[0].eigenvalue:.6g} ± {rows[0].radius:.1g}"
+            return f"smallest eigenvalue {plus_minus(rows[0].eigenvalue, rows[0].radius)}"
+        said = f"largest eigenvalue {plus_minus(rows[0].eigenvalue, rows[0].radius)}"
         if self.which == "magnitude":
             return said.replace("largest eigenvalue", "eigenvalue largest in size")
         if self.which == "both":
             least = rows[min(self.top, len(rows) - 1)]
-            said += f", smallest {least.eigenvalue:.6g} ± {least.radius:.1g}"
+            said += f", smallest {plus_minus(least.eigenvalue, least.radius)}"
         return said
 
     def _metrics(self, rows: list[EigRow], ritz: "Ritz") -> dict[str, Metric]:

@@ -26,7 +26,7 @@ class GradcheckRow:
     verdict: str = column("verdict")
     relative: float = column("rel. error", "relative")
     at: str = column("worst at")
-    analytic: float = column("analytic", "real")
+    analytic: float = column("analytic", "real", detail=True)
     numeric: float = column("numeric", "real", error="uncertainty")
     uncertainty: float = column("uncertainty", "relative")
     grade: str = column("grade", detail=True)
@@ -240,9 +240,12 @@ class Gradcheck(Analysis):
         return Check(
             row.tensor,
             "undecided",
-            f"differences cannot tell at {row.at}: floor {row.floor:.1e}, "
-            f"kink gap {row.kink:.1e} beside a derivative of {row.analytic:.1e}",
-            "use fewer --samples, --dtype float64, or a larger --tolerance",
+            f"differences cannot tell at {row.at}, where the derivative is {row.analytic:.1e}: for "
+            f"rounding, --tolerance {self.tolerance:g} takes one of {row.floor:.1e} or more; "
+            f"one-sided differences are {row.kink:.1e} apart",
+            "use fewer --samples"
+            + (", --dtype float64" if self.dtype != "float64" else "")
+            + " or a larger --tolerance",
         )
 
     def _nothing(self, rows: list[GradcheckRow]) -> list[Check]:

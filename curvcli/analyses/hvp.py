@@ -24,10 +24,10 @@ class HvpRow:
     seconds: float | None = column("median", "seconds", error="spread")
     spread: float | None = column("spread", "seconds")
     gradients: float | None = column("gradients", "factor")
-    setup: float | None = column("set-up", "seconds")
+    setup: float | None = column("set-up", "seconds", detail=True)
     peak_bytes: int | None = column("peak", "bytes")
     gap: float | None = column("gap to default", "relative")
-    gap_differences: float | None = column("gap to differences", "relative")
+    gap_differences: float | None = column("gap to differences", "relative", detail=True)
 
 
 class Hvp(Analysis):
@@ -69,14 +69,15 @@ class Hvp(Analysis):
             if chosen.method in failed
             else [_row(t, timed, chosen.method) for t in timed if t.times]
         )
-        rows += [HvpRow(TITLES[m], why, *[None] * 7) for m, why in failed.items()]
+        rows += [HvpRow(TITLES[m], "fails here", *[None] * 7) for m in failed]
+        notes = [*chosen.notes, *(f"{TITLES[m]}: {why}" for m, why in failed.items())]
         default = next((r for r in rows if r.method == TITLES[chosen.method]), None)
         if chosen.method in failed:
             why = Check("default works", "undecided", failed[chosen.method], "try another --hvp")
             said = "the default method fails on all the data"
-            return self.result(said, rows=rows, checks=[why], notes=chosen.notes)
+            return self.result(said, rows=rows, checks=[why], notes=notes)
         if default is None or default.gradients is None:
-            return self.result("nothing is timed yet", notes=chosen.notes, interrupted=True)
+            return self.result("nothing is timed yet", notes=notes, interrupted=True)
         return self.result(
             f"a product costs {default.gradients:.2f} gradients by {default.method}",
             rows=rows,
@@ -84,8 +85,11 @@ class Hvp(Analysis):
                 "gradients": Metric(default.gradients, "gradients per product", "factor"),
                 "method": Metric(chosen.method, "default method", "text"),
             },
-            checks=_checks(rows, chosen, torch.finfo(problem.like.dtype).eps),
-            notes=chosen.notes,
+            checks=[
+                *_checks(rows, chosen, torch.finfo(problem.like.dtype).eps),
+                *self.doubts(chosen.notes),
+            ],
+            notes=notes,
             interrupted=interrupted,
         )
 
@@ -121,13 +125,7 @@ def _gap(a: "Tensor | None", b: "Tensor | None") -> float | None:
 def _checks(rows: list[HvpRow], chosen: "Chosen", eps: float) -> list[Check]:
     from curvcli.curvature.hessian import AGREE, TITLES
 
-    checks = [
-        Check(
-            "second derivative", "warn", note, "a backward of this model cannot be differentiated"
-        )
-        for note in chosen.notes
-        if chosen.rejected and note.startswith("not by")
-    ]
+    checks = []
     trusted = [TITLES[m] for m in TITLES if m not in (*chosen.rejected, "differences")]
     exact = [r for r in rows if r.gap is not None and r.method in trusted]
     worst = max(exact, key=lambda r: r.gap or 0.0, default=None)

@@ -57,8 +57,8 @@ class Ratio(Analysis):
         if saved is None:
             raise CurvError(
                 "E_OPTIMIZER",
-                "the checkpoint holds no optimizer state, and the spec names no optimizer",
-                "save optimizer.state_dict() too, or say optimizer: {class: SGD, lr: 0.1}",
+                "the checkpoint holds no optimizer state, and the spec does not say class and lr",
+                "save optimizer.state_dict() too, or write optimizer: {class: SGD, lr: 0.1}",
             )
         problem.probe()
         params: dict[str, Tensor] = dict(problem.model.named_parameters())

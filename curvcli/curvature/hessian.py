@@ -86,6 +86,14 @@ def hessian(problem: Problem, work: Work) -> Chosen:
     return _chosen(problem, work, LADDER[-1], None, tuple(rejected), tuple(notes))
 
 
+def doubts(problem: Problem) -> list[str]:
+    """Say where the model's second derivative cannot be trusted, on a few examples in float64."""
+    gap, why = Small.of(problem).trial("kept")
+    if not why and gap is not None and not gap <= AGREE:
+        why = f"a product {_differs(gap)}"
+    return [f"not by {TITLES['kept']}: {why}"] if why else []
+
+
 def _differs(gap: float | None) -> str:
     return f"differs from a difference of gradients by {gap:.1e}"
 

@@ -54,7 +54,7 @@ def trial(method: str, problem: Problem, work: Work, v: Tensor) -> Timed | str:
     except CurvError as error:
         return "not on this model: " + error.message
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        return "not on this model: " + reason(error)
+        return reason(error)
     return Timed(method, lambda: operator.matvec(v), setup, product)
 
 

@@ -21,7 +21,7 @@ from curvcli.load.model import build
 from curvcli.load.optimizer import fresh, resolve
 from curvcli.load.weights import fit
 from curvcli.optimizer import SavedOptimizer
-from curvcli.problem import Batch, Loss, Problem
+from curvcli.problem import Batch, Loss, Problem, select
 from curvcli.spec import NamedLoss, OutputLoss, Run, Spec, TargetLoss
 from curvcli.version import __version__
 
@@ -78,6 +78,11 @@ def assemble(
         training=training,
     )
     _tried(problem)
+    if not isinstance(spec.loss, NamedLoss) and not _is_mean(problem):
+        notes.append(
+            "the loss is no mean over examples, so figures depend on --batch-size: let its "
+            "function return (sum, weight)"
+        )
     loaded = Loaded(problem, {}, notes)
     loaded.provenance = _provenance(spec, run, found, loaded, examples)
     return loaded
@@ -140,6 +145,21 @@ def _tried(problem: Problem) -> None:
     call("E_MODEL", f"the model or the loss refuses a batch of {shapes}", _evaluate, (problem,), {})
 
 
+def _is_mean(problem: Problem) -> bool:
+    """Decide whether a loss of the user's weighs the examples of a batch as its parts would."""
+    batch = problem.batches[0]
+    if batch.size < 2 or problem.mode == "train":
+        return True
+    cuts = torch.arange(batch.size).tensor_split(2)
+    with problem.engaged(), torch.no_grad():
+        parts = [problem.terms(b) for c in cuts for b in select([batch], c)]
+        whole = problem.terms(batch)
+    weight = sum(float(t.weight) for t in parts)
+    mean = sum(float(t.total) for t in parts) / weight if weight else 0.0
+    told = float(whole.total) / float(whole.weight) if float(whole.weight) else 0.0
+    return abs(mean - told) <= 1e-4 * max(abs(told), 1e-12)
+
+
 def _evaluate(problem: Problem) -> None:
     try:
         _ = problem.measure, problem.heldout_loss
@@ -167,7 +187,8 @@ def _provenance(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     dtype = str(problem.like.dtype).removeprefix("torch.")
     kind = type(problem.model).__name__
-    cut = f"{problem.examples:,} examples in {len(problem.batches)} batches"
+    count = len(problem.batches)
+    cut = f"{problem.examples:,} examples in {count} batch{'es' if count > 1 else ''}"
     loss = f"{measure.loss:.5g} over {cut}"
     if held is not None:
         loss += f"; {held:.5g} held out"

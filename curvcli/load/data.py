@@ -87,7 +87,9 @@ def _whole(data: Source, extra: int) -> Examples:
 def _counted(inputs: Any, target: Any) -> Examples:
     leaves = [t for t in pytree.tree_leaves((inputs, target)) if isinstance(t, Tensor)]
     sizes = {t.shape[0] if t.ndim else 0 for t in leaves}
-    if len(sizes) != 1 or sizes == {0}:
+    if sizes == {0}:
+        raise CurvError("E_DATA", "the data holds no examples", "check data: in the spec")
+    if len(sizes) != 1:
         shapes = ", ".join(str(tuple(t.shape)) for t in leaves)
         raise CurvError(
             "E_DATA", f"arrays of shapes {shapes} do not hold the same number of examples",

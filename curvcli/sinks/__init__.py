@@ -104,7 +104,7 @@ def format_of(path: Path) -> str:
     raise CurvError(
         "E_USAGE",
         f"{str(path)!r} ends in no suffix of a format",
-        f"use one of {known}, or say --format",
+        f"use one of {known}",
     )
 
 

@@ -77,7 +77,8 @@ class UsedElsewhere(nn.Module):
         self.out = nn.Linear(5, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out(self.fc(x).tanh()) * (1 + self.fc.weight[1].square().sum())
+        out: torch.Tensor = self.out(self.fc(x).tanh()) * (1 + self.fc.weight[1].square().sum())
+        return out
 
 
 def test_a_weight_that_is_used_elsewhere_is_still_exact() -> None:

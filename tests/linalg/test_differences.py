@@ -1,0 +1,171 @@
+"""Verdicts on claimed derivatives: never a false failure, never a wrong one passed."""
+
+import math
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from curvcli.linalg.differences import STEPS, Comparison, compare
+
+EPS = torch.finfo(torch.float64).eps
+Function = Callable[[float], float]
+
+
+def judge(
+    f: Function, x: float, claim: float, tolerance: float = 1e-4, eps: float = EPS
+) -> Comparison:
+    h = torch.tensor(STEPS, dtype=torch.float64) * (abs(x) or 1.0)
+    plus = torch.tensor([f(x + t) for t in h.tolist()], dtype=torch.float64)
+    minus = torch.tensor([f(x - t) for t in h.tolist()], dtype=torch.float64)
+    return compare(claim, h, plus, minus, f(x), tolerance, eps)
+
+
+class Known(NamedTuple):
+    f: Function
+    slope: Function
+
+
+SMOOTH = {
+    "sine": Known(math.sin, math.cos),
+    "exponential": Known(math.exp, math.exp),
+    "cubic": Known(lambda x: x**3 - x, lambda x: 3 * x * x - 1),
+    "softplus": Known(lambda x: math.log1p(math.exp(x)), lambda x: 1 / (1 + math.exp(-x))),
+    "linear": Known(lambda x: 3 * x + 1, lambda x: 3.0),
+    "fast": Known(lambda x: math.sin(30 * x), lambda x: 30 * math.cos(30 * x)),
+}
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("name", SMOOTH)
+def test_smooth(name: str, scale: float) -> None:
+    f, slope = SMOOTH[name]
+    for x in (-1.3, 0.4, 2.0):
+        right = scale * slope(x)
+        found = judge(lambda t: scale * f(t), x, right)
+        assert found.verdict == "pass"
+        assert found.relative <= 1e-4
+        assert abs(found.numeric - right) <= 1e-4 * abs(right)
+        for factor in (1.01, 0.99, 0.0, -1.0, 2.0, 1e6):
+            wrong = judge(lambda t: scale * f(t), x, right * factor)
+            assert wrong.verdict == "fail"
+            assert wrong.relative > 1e-4
+
+
+def test_the_numeric_value_comes_with_its_error() -> None:
+    for name, (f, slope) in SMOOTH.items():
+        found = judge(f, 0.4, 1.01 * slope(0.4))
+        assert abs(found.numeric - slope(0.4)) <= found.error, name
+        assert found.error < 1e-6 * abs(slope(0.4)), name
+
+
+@pytest.mark.parametrize("at", [1e-9, 3e-7, 1e-5, 2e-3, 0.05, 0.3, 5.0])
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_kink_nearby_never_fails_a_right_claim(at: float, side: int) -> None:
+    def f(t: float) -> float:
+        return abs(t - 1.0 - side * at) + 0.5 * t
+
+    found = judge(f, 1.0, 0.5 - side)
+    assert found.verdict == ("pass" if at > 1e-7 else "unresolved")
+    # Two steps that stay on this side of the kink are needed to blame anybody.
+    assert judge(f, 1.0, 0.5 + side).verdict == ("fail" if at > 1e-6 else "unresolved")
+
+
+def test_on_a_kink_no_claim_fails() -> None:
+    for claim in (-1.0, 0.3, 1.0):  # any of them is a subgradient
+        found = judge(abs, 0.0, claim)
+        assert found.verdict == "unresolved"
+        assert found.kink == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -1e12, 1e-12])
+def test_constants(value: float) -> None:
+    found = judge(lambda t: value, 1.0, 0.0)
+    assert found.verdict == "vacuous"
+    assert found.relative == 0.0
+    assert judge(lambda t: value, 1.0, max(abs(value), 1.0)).verdict == "fail"
+
+
+def test_a_claim_of_zero_where_there_is_a_slope() -> None:
+    found = judge(lambda t: 3 * t, 1.0, 0.0)
+    assert found.verdict == "fail"
+    assert found.relative == 1.0
+    assert found.numeric == pytest.approx(3.0)
+
+
+def test_a_slope_below_the_floor_is_unresolved() -> None:
+    def f(t: float) -> float:
+        return 1e9 + 1e-4 * t
+
+    found = judge(f, 1.0, 1e-4)
+    assert found.verdict == "unresolved"
+    assert found.floor > 1e-4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_is_unresolved(seed: int) -> None:
+    source = random.Random(seed)
+
+    def noisy(t: float) -> float:
+        return math.sin(t) * (1 + source.uniform(-1, 1) * 1e-3)
+
+    assert judge(noisy, 1.0, math.cos(1.0)).verdict == "unresolved"
+    # Told how coarse the values are, it does not decide on what it cannot see.
+    assert judge(noisy, 1.0, 1.01 * math.cos(1.0), eps=1e-3).verdict == "unresolved"
+
+
+def test_float32_evaluations() -> None:
+    def f(t: float) -> float:
+        return float(torch.tensor(1 + math.sin(t), dtype=torch.float32))
+
+    eps = torch.finfo(torch.float32).eps
+    assert judge(f, 1.0, math.cos(1.0), tolerance=1e-2, eps=eps).verdict == "pass"
+    assert judge(f, 1.0, 2 * math.cos(1.0), tolerance=1e-2, eps=eps).verdict == "fail"
+    assert judge(f, 1.0, math.cos(1.0), tolerance=1e-5, eps=eps).verdict == "unresolved"
+
+
+def test_what_rounding_may_do_is_no_failure() -> None:
+    # Rounding makes 5e-5 here: 5e-4 is more than the tolerance, and not beyond doubt.
+    h = torch.tensor([2e-3, 1.8e-3], dtype=torch.float64)
+    for off, verdict in ((5e-4, "unresolved"), (5e-3, "fail"), (5e-5, "pass")):
+        move = (1 + off) * h
+        assert compare(1.0, h, 1 + move, 1 - move, 1.0, 1e-4, 2.5e-8).verdict == verdict
+
+
+def test_a_single_step() -> None:
+    h = torch.tensor([1e-5], dtype=torch.float64)
+    found = compare(2.0, h, 2 * (1 + h), 2 * (1 - h), 2.0, 1e-4, EPS)
+    assert found.verdict == "pass"
+    assert compare(3.0, h, 2 * (1 + h), 2 * (1 - h), 2.0, 1e-4, EPS).verdict == "unresolved"
+
+
+def random_function(source: random.Random) -> Known:
+    a, b = source.uniform(-3, 3), source.uniform(-3, 3)
+    size, shift = 10 ** source.uniform(-8, 8), source.choice([0.0, 0.0, 1.0, 10.0])
+    f, slope = source.choice([
+        Known(lambda x: math.sin(a * x + b), lambda x: a * math.cos(a * x + b)),
+        Known(lambda x: math.exp(a * x), lambda x: a * math.exp(a * x)),
+        Known(lambda x: a * x**3 + b * x, lambda x: 3 * a * x * x + b),
+        Known(lambda x: b * math.tanh(a * x), lambda x: a * b / math.cosh(a * x) ** 2),
+        Known(lambda x: 1 / (1 + (a * x) ** 2), lambda x: -2 * a * a * x / (1 + (a * x) ** 2) ** 2),
+        Known(lambda x: math.hypot(1, x) + a, lambda x: x / math.hypot(1, x)),
+    ])  # fmt: skip
+    return Known(lambda x: size * (f(x) + shift), lambda x: size * slope(x))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-6])
+def test_sweep_of_random_functions(seed: int, tolerance: float) -> None:
+    source = random.Random(seed)
+    right, wrong = [], []
+    for _ in range(500):
+        f, slope = random_function(source)
+        x = source.uniform(-3, 3)
+        right.append(judge(f, x, slope(x), tolerance).verdict)
+        wrong.append(judge(f, x, 0.99 * slope(x), tolerance).verdict)
+    assert "fail" not in right
+    assert "pass" not in wrong
+    assert right.count("pass") >= 490
+    assert wrong.count("fail") >= 460
