@@ -52,7 +52,7 @@ class Analysis(Options):
             rows=rows_of(rows),
             metrics=dict(metrics or {}),
             checks=(*checks, *self._finite(rows, metrics or {})),
-            notes=tuple(notes),
+            notes=tuple(n for n in notes if n not in {c.message for c in checks}),
             options=self.model_dump(),
             interrupted=interrupted,
         )

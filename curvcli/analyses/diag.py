@@ -128,8 +128,7 @@ class Diag(Analysis):
             for i, (n, s) in enumerate(slices.items())
         ]
         said = [f"products by {TITLES[chosen.method]}", *chosen.notes, *notes]
-        result = self._told(rows, found.trace()[1], found.probes, said, found.interrupted)
-        return replace(result, checks=(*result.checks, *self.doubts(said)))
+        return self._told(rows, found.trace()[1], found.probes, said, found.interrupted)
 
     def _told(
         self,
@@ -153,6 +152,7 @@ class Diag(Analysis):
                 **_extremes(rows),
                 "products": Metric(products, "products for each pass over the data", "count"),
             },
+            checks=self.doubts(notes),
             notes=notes,
             interrupted=interrupted,
         )

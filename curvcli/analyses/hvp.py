@@ -70,7 +70,10 @@ class Hvp(Analysis):
             else [_row(t, timed, chosen.method) for t in timed if t.times]
         )
         rows += [HvpRow(TITLES[m], "fails here", *[None] * 7) for m in failed]
-        notes = [*chosen.notes, *(f"{TITLES[m]}: {why}" for m, why in failed.items())]
+        notes = [
+            *chosen.notes,
+            *(f"{TITLES[m]}: {why}" for m, why in failed.items() if m not in chosen.rejected),
+        ]
         default = next((r for r in rows if r.method == TITLES[chosen.method]), None)
         if chosen.method in failed:
             why = Check("default works", "undecided", failed[chosen.method], "try another --hvp")

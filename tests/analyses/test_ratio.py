@@ -89,8 +89,8 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_a_random_model_is_refused() -> None:
     p, model, *_ = trained(torch.optim.SGD, lr=0.1, momentum=0.9)
-    p = Problem(nn.Sequential(*model.children(), nn.Dropout()), p.loss, p.batches, p.names, mode="train",
-                optimizer=p.optimizer)  # fmt: skip
+    noisy = nn.Sequential(*model.children(), nn.Dropout())
+    p = Problem(noisy, p.loss, p.batches, p.names, mode="train", optimizer=p.optimizer)
     with pytest.raises(CurvError) as refused:
         ask(Ratio(), p)
     assert refused.value.code == "E_NONDET"
