@@ -29,9 +29,10 @@ def __getattr__(name: str) -> "Callable[..., Result]":
     ) -> "Result":
         import torch
 
+        from curvcli.batches import as_batch
         from curvcli.load.loss import as_loss
         from curvcli.options import build
-        from curvcli.problem import Problem, as_batch
+        from curvcli.problem import Problem
         from curvcli.work import Work
 
         def place(loc: tuple[int | str, ...]) -> str:

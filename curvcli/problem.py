@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,34 +14,11 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
+from curvcli.batches import Batch, Loss, Terms, arguments, select
+from curvcli.derivatives import derivatives, optional_derivatives
 from curvcli.errors import CurvError
 from curvcli.optimizer import SavedOptimizer
 from curvcli.params import Layout, matching
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some examples: what the model takes (a tensor, a tuple or a dict) and what it should give."""
-
-    inputs: Any
-    target: Any
-    size: int
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> "Batch":
-        """Apply `f` to every tensor."""
-        inputs, target = (pytree.tree_map_only(Tensor, f, x) for x in (self.inputs, self.target))
-        return Batch(inputs, target, self.size)
-
-
-class Terms(NamedTuple):
-    """The sum of the loss terms of one batch, each times its weight, and the sum of the weights."""
-
-    total: Tensor
-    weight: Tensor | float
-
-
-Loss = Callable[[Any, Batch], Terms]
-"""From the model's output and the batch to the batch's terms."""
 
 Mode = Literal["eval", "train"]
 
@@ -333,56 +310,6 @@ class Problem:
         )
 
 
-def derivatives(
-    outputs: Sequence[Tensor],
-    leaves: Sequence[Tensor],
-    cotangents: Sequence[Tensor] | None = None,
-    create_graph: bool = False,
-) -> tuple[Tensor, ...]:
-    """Differentiate outputs jointly by leaves, weighted by cotangents; zeros where unused."""
-    found = optional_derivatives(outputs, leaves, cotangents, create_graph)
-    dense = (g.to_dense() if g is not None and g.is_sparse else g for g in found)
-    return tuple(
-        torch.zeros_like(t) if g is None else g for g, t in zip(dense, leaves, strict=True)
-    )
-
-
-def optional_derivatives(
-    outputs: Sequence[Tensor],
-    leaves: Sequence[Tensor],
-    cotangents: Sequence[Tensor] | None = None,
-    create_graph: bool = False,
-) -> tuple[Tensor | None, ...]:
-    """Differentiate; None where a leaf is unused."""
-    if create_graph or not _reentrant(outputs):
-        return torch.autograd.grad(
-            outputs, leaves, cotangents, create_graph=create_graph, allow_unused=True
-        )
-    saved = [t.grad for t in leaves]
-    try:
-        for t in leaves:
-            t.grad = None
-        torch.autograd.backward(outputs, cotangents)
-        return tuple(t.grad for t in leaves)
-    finally:
-        for t, grad in zip(leaves, saved, strict=True):
-            t.grad = grad
-
-
-def _reentrant(outputs: Sequence[Tensor]) -> bool:
-    """Look for reentrant checkpoints: they run a backward of their own, which only knows .grad."""
-    ahead: list[Any] = [t.grad_fn for t in outputs]
-    seen: set[Any] = set()
-    while ahead:
-        node = ahead.pop()
-        if node is not None and node not in seen:
-            if node.name() == "CheckpointFunctionBackward":
-                return True
-            seen.add(node)
-            ahead.extend(before for before, _ in node.next_functions)
-    return False
-
-
 class Measure(NamedTuple):
     """L and the weight that its terms add up to."""
 
@@ -391,42 +318,6 @@ class Measure(NamedTuple):
 
 
 RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
-
-
-def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Say how a model is called with a batch's inputs."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
-
-
-def select(batches: Sequence[Batch], chosen: Tensor) -> tuple[Batch, ...]:
-    """Gather the examples with these (sorted) indices, into one batch where shapes allow it."""
-    picked, start = [], 0
-    for batch in batches:
-        inside = chosen[(chosen >= start) & (chosen < start + batch.size)] - start
-        if len(inside):
-            picked.append(replace(batch.map(partial(_rows, inside)), size=len(inside)))
-        start += batch.size
-    shapes = [[t.shape[1:] for t in pytree.tree_leaves((b.inputs, b.target))
-               if isinstance(t, Tensor)] for b in picked]  # fmt: skip
-    same = all(s == shapes[0] for s in shapes)
-    return (joined(picked),) if same else tuple(picked)
-
-
-def _rows(chosen: Tensor, t: Tensor) -> Tensor:
-    return t[chosen.to(t.device)] if t.ndim else t
-
-
-def joined(batches: Sequence[Batch]) -> Batch:
-    """Make one batch of several."""
-
-    def join(*parts: Any) -> Any:
-        return torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].ndim else parts[0]
-
-    inputs = pytree.tree_map(join, *(b.inputs for b in batches))
-    target = pytree.tree_map(join, *(b.target for b in batches))
-    return Batch(inputs, target, sum(b.size for b in batches))
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -459,23 +350,3 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model.module
         else:
             return model
-
-
-def as_batch(given: Any) -> Batch:
-    """Make a Batch of an (inputs, target) pair, as a DataLoader yields them.
-
-    Raises: CurvError (E_DATA) for anything else, or without a tensor whose first axis counts.
-    """
-    if isinstance(given, Batch):
-        return given
-    if isinstance(given, Mapping):
-        given = (given, None)
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        raise CurvError(
-            "E_DATA", f"a batch is a {type(given).__name__}", "yield (inputs, target) pairs"
-        )
-    inputs, target = given
-    sized = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor) and t.ndim]
-    if not sized:
-        raise CurvError("E_DATA", "a batch has no tensor with examples", "check the inputs")
-    return Batch(inputs, target, len(sized[0]))

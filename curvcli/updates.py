@@ -6,8 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from curvcli.derivatives import optional_derivatives
 from curvcli.optimizer import Group, SavedOptimizer, State
-from curvcli.problem import Problem, optional_derivatives
+from curvcli.problem import Problem
 
 Recover = Callable[[Tensor, State, Group], Tensor | None]
 

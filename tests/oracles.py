@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from curvcli.batches import Batch, arguments
 from curvcli.curvature.compat import second_order
 from curvcli.linalg.operator import LinearOperator
-from curvcli.problem import Batch, Problem, arguments
+from curvcli.problem import Problem
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -4,14 +4,15 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import oracles
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from curvcli.analyses.base import Analysis
+from curvcli.batches import Batch
 from curvcli.load.loss import as_loss
-from curvcli.problem import Batch, Problem
+from curvcli.problem import Problem
 from curvcli.report import Result
 from curvcli.work import Work
 
@@ -37,23 +38,8 @@ def classify(
 
 
 def dense_hessian(problem: Problem) -> Tensor:
-    """Compute the Hessian (n, n) in float64 by torch's own transforms: an independent oracle."""
-    problem = problem.to(torch.float64)
-    layout = problem.layout
-
-    def loss(theta: Tensor) -> Tensor:
-        total, weight = torch.zeros((), dtype=torch.float64), 0.0
-        for batch in problem.batches:
-            output = functional_call(problem.model, layout.named(theta), (batch.inputs,))
-            terms = problem.loss(output, batch)
-            total, weight = total + terms.total, weight + float(terms.weight)
-        return total / weight
-
-    with problem.engaged():
-        hessian: Tensor = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
-            loss, problem.vector()
-        )
-    return hessian
+    """Compute the Hessian (n, n) in float64 by torch's own transforms."""
+    return oracles.dense_hessian(problem.to(torch.float64))
 
 
 def mlp(*widths: int, act: type[nn.Module] = nn.Tanh, seed: int = 0) -> nn.Sequential:

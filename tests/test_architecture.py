@@ -24,11 +24,13 @@ ROOMS = {
     "options": "errors mistakes",
     "report": "errors",
     "optimizer": "errors",
-    "problem": "errors optimizer params",
-    "updates": "optimizer problem",
+    "batches": "errors",
+    "derivatives": "",
+    "problem": "batches derivatives errors optimizer params",
+    "updates": "derivatives optimizer problem",
     "spec": "errors mistakes options",
-    "load": "errors mistakes options optimizer params problem spec version",
-    "curvature": "errors linalg params problem work",
+    "load": "batches errors mistakes options optimizer params problem spec version",
+    "curvature": "batches derivatives errors linalg params problem work",
     "analyses": "errors options report work",
     "sinks": "errors report",
     "files": "errors",
@@ -45,13 +47,13 @@ ROOMS = {
 INSIDE = {
     "analyses": "curvature linalg optimizer params problem updates",
     "cli": "load progress runner work",
-    "curvcli": "analyses load options problem work",
+    "curvcli": "analyses batches load options problem work",
     "__main__": "analyses cli mistakes sinks",
 }
 """What a room may import besides inside its functions, where it costs nothing at start-up."""
 
 LIBRARIES = {
-    "torch": "curvature linalg load optimizer params problem runner updates",
+    "torch": "batches curvature derivatives linalg load optimizer params problem runner updates",
     "numpy": "load",
     "rich": "sinks",
     "typer": "cli flags",

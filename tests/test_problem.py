@@ -9,16 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from zoo import ZOO, Words, classes, convolutional, drawn, images, mlp, posed, sentences, vectors
 
+from curvcli.batches import Batch, as_batch, joined, select
 from curvcli.errors import CurvError
 from curvcli.load.loss import named
-from curvcli.problem import (
-    Batch,
-    Problem,
-    as_batch,
-    joined,
-    select,
-    unwrapped,
-)
+from curvcli.problem import Problem, unwrapped
 
 CUTS = [(7,), (3, 3, 1), (1, 6), (1,) * 7]
 

@@ -9,11 +9,12 @@ from cases import small_model
 
 from curvcli.analyses.base import Analysis
 from curvcli.analyses.eig import Eig
+from curvcli.batches import as_batch
 from curvcli.errors import CurvError, Exit
 from curvcli.load.assemble import Loaded
 from curvcli.load.loss import as_loss
 from curvcli.options import option
-from curvcli.problem import Problem, as_batch
+from curvcli.problem import Problem
 from curvcli.report import Metric, Report, Result
 from curvcli.runner import run
 from curvcli.work import Work

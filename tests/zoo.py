@@ -10,8 +10,9 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
+from curvcli.batches import Batch
 from curvcli.load.loss import named
-from curvcli.problem import Batch, Problem
+from curvcli.problem import Problem
 
 
 class Recurrent(nn.Module):

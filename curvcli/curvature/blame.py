@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from curvcli.batches import arguments
+from curvcli.derivatives import derivatives
 from curvcli.linalg.differences import STEPS, Comparison, compare
 from curvcli.linalg.operator import normal
-from curvcli.problem import Problem, arguments, derivatives
+from curvcli.problem import Problem
 
 CALLS = 3
 """How many calls of one module are checked, where it is called several times."""

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from curvcli.batches import Batch
 from curvcli.curvature.compat import second_order
 from curvcli.curvature.hessian import reason
 from curvcli.curvature.memory import held, spare
 from curvcli.errors import CurvError
 from curvcli.linalg.operator import normal
-from curvcli.problem import Batch, Problem
+from curvcli.problem import Problem
 
 AGREE = 1e4
 """Units of rounding up to which two ways to compute one thing may differ: sums in other orders."""

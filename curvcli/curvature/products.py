@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, linearize
 
+from curvcli.batches import Batch
 from curvcli.curvature.compat import WrittenOut, second_order
 from curvcli.curvature.memory import held, spare
 from curvcli.errors import CurvError
 from curvcli.linalg.operator import LinearOperator, normal
-from curvcli.problem import Batch, Problem
+from curvcli.problem import Problem
 
 
 class Products(LinearOperator):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from curvcli.batches import Batch, Loss, select
 from curvcli.errors import CurvError, memory_error
 from curvcli.load import checkpoint as checkpoints
 from curvcli.load import data as datas
@@ -21,7 +22,7 @@ from curvcli.load.model import build
 from curvcli.load.optimizer import fresh, resolve
 from curvcli.load.weights import fit
 from curvcli.optimizer import SavedOptimizer
-from curvcli.problem import Batch, Loss, Problem, select
+from curvcli.problem import Problem
 from curvcli.spec import NamedLoss, OutputLoss, Run, Spec, TargetLoss
 from curvcli.version import __version__
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from curvcli.batches import Batch
 from curvcli.errors import CurvError
 from curvcli.load.checkpoint import read_tensors
 from curvcli.load.names import shown
 from curvcli.options import unknown
-from curvcli.problem import Batch
 from curvcli.spec import Csv, Data, Drawn, Held, Heldout, Npy, Npz, Pt, Source, Synthetic
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from curvcli.batches import Batch, Loss, Terms
 from curvcli.errors import CurvError
 from curvcli.options import unknown
-from curvcli.problem import Batch, Loss, Terms
 
 INDEXED = ("cross_entropy", "nll_loss")
 """Losses whose mean is over weights of class-index targets."""

@@ -57,8 +57,8 @@ def test_a_quadratic_has_its_own_curvature() -> None:
     # L = mean (w x)^2 / 1 over x = 1, 2: the second derivative is 2 (1 + 4) / 2 = 5.
     model = torch.nn.Linear(1, 1, bias=False)
     x = torch.tensor([[1.0], [2.0]])
+    from curvcli.batches import Batch
     from curvcli.load.loss import as_loss
-    from curvcli.problem import Batch
 
     loss = as_loss(torch.nn.functional.mse_loss)
     p = Problem.of(model, loss, [Batch(x, torch.zeros(2, 1), 2)])

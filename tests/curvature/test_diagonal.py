@@ -22,9 +22,10 @@ from zoo import (
     vectors,
 )
 
+from curvcli.batches import Batch
 from curvcli.curvature.diagonal import ExactDiagonal, Part
 from curvcli.load.loss import named
-from curvcli.problem import Batch, Problem
+from curvcli.problem import Problem
 
 Model = Callable[[], nn.Module]
 

@@ -9,11 +9,11 @@ from oracles import rng
 from torch import Tensor
 from zoo import classes, mlp, posed
 
+from curvcli.batches import Batch
 from curvcli.curvature import memory
 from curvcli.curvature.memory import available, held, peak_bytes, spare
 from curvcli.curvature.timing import Timed, trial
 from curvcli.linalg.operator import normal
-from curvcli.problem import Batch
 from curvcli.work import Work
 
 CPU = torch.device("cpu")

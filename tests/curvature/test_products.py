@@ -23,12 +23,13 @@ from zoo import (
     vectors,
 )
 
+from curvcli.batches import Batch, Terms
 from curvcli.curvature.hessian import AGREE, METHODS, TITLES, hessian
 from curvcli.curvature.memory import _Allocations as Allocations
 from curvcli.curvature.products import Differences, Kept, Products
 from curvcli.errors import CurvError
 from curvcli.linalg.operator import normal
-from curvcli.problem import Batch, Problem, Terms
+from curvcli.problem import Problem
 from curvcli.work import Method, Work
 
 # Tracing takes about a second each, so that it is tried on some kinds only.

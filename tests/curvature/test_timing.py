@@ -5,9 +5,9 @@ from oracles import rng
 from torch import Tensor
 from zoo import Bag, classes, mlp, posed, vectors
 
+from curvcli.batches import Batch
 from curvcli.curvature.timing import Timed, interleave, trial
 from curvcli.linalg.operator import normal
-from curvcli.problem import Batch
 from curvcli.work import Work, silent
 
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from zoo import classes, drawn
 
+from curvcli.batches import Batch, Loss
 from curvcli.errors import CurvError
 from curvcli.load.loss import as_loss, custom, losses, named, returned, tensor_of
-from curvcli.problem import Batch, Loss
 
 N = 7
 Pair = Callable[[], tuple[Tensor, Tensor]]
