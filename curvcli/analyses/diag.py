@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from curvcli.problem import Problem
     from curvcli.work import Work
 
-PATIENCE = 2e11
+PATIENCE = 3e10
 """Products times parameters times examples up to which `auto` is exact where no --budget is given.
 
-About a minute on two cores. A count and no time, so that the same inputs give the same answer.
+From ten seconds to a minute on two cores, by the kind of layer. A count and no time, so that the
+same inputs give the same answer.
 """
 
 
