@@ -14,12 +14,22 @@ from curvcli.batches import Batch
 from curvcli.load.loss import as_loss
 from curvcli.problem import Problem
 from curvcli.report import Result
-from curvcli.work import Work
+from curvcli.work import Watch, Work
 
 
 def ask(analysis: Analysis, problem: Problem, seed: int = 0, **means: Any) -> Result:
     """Answer as the command line does."""
     return analysis.answer(problem, Work(rng=torch.Generator().manual_seed(seed), **means))
+
+
+def interrupted_at(done: int) -> Callable[[str], Watch]:
+    """Announce work that Ctrl-C ends as soon as that much of it is done."""
+
+    def watch(found: int, total: int | None, estimate: float | None, error: float | None) -> None:
+        if found >= done:
+            raise KeyboardInterrupt
+
+    return lambda doing: watch
 
 
 def classify(

@@ -91,6 +91,7 @@ def peak_bytes(call: Callable[[], Tensor], device: torch.device) -> int:
     return int(seen.most)
 
 
+# torch leaves this class without types.
 class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every storage that an operation makes, until it is freed."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from curvcli.batches import Batch, Loss, select
 from curvcli.errors import CurvError, memory_error
@@ -173,8 +174,8 @@ def _evaluate(problem: Problem) -> None:
 
 
 def _shapes(batch: Batch) -> str:
-    tensors: list[torch.Tensor] = []
-    batch.map(lambda t: tensors.append(t) or t)  # type: ignore[func-returns-value]
+    leaves = pytree.tree_leaves((batch.inputs, batch.target))
+    tensors = [t for t in leaves if isinstance(t, torch.Tensor)]
     return ", ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors)
 
 

@@ -1,8 +1,10 @@
 """`diag` against the diagonal of the dense Hessian, and within its standard errors."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from questions import ask, classify, dense_hessian, inputs, mlp
+from questions import ask, classify, dense_hessian, inputs, interrupted_at, mlp
 from torch import nn
 
 from curvcli.analyses.diag import Diag
@@ -21,7 +23,7 @@ def conv() -> Problem:
 
 
 @pytest.mark.parametrize("make", [problem, conv])
-def test_exact_traces_are_those_of_the_dense_hessian(make) -> None:  # type: ignore[no-untyped-def]
+def test_exact_traces_are_those_of_the_dense_hessian(make: Callable[[], Problem]) -> None:
     p = make()
     truth = p.layout.named(dense_hessian(p).diagonal())
     result = ask(Diag(method="exact"), p)
@@ -54,15 +56,8 @@ def test_over_budget_exact_is_refused_and_auto_estimates() -> None:
 
 
 def test_ctrl_c_keeps_the_complete_tensors() -> None:
-    def interrupting(doing: str):  # type: ignore[no-untyped-def]
-        def watch(done: int, total: object, estimate: object, error: object) -> None:
-            if done > 18:  # the entries of the first tensor
-                raise KeyboardInterrupt
-
-        return watch
-
-    p = conv()
-    result = ask(Diag(method="exact"), p, announce=interrupting)
+    p = conv()  # whose first tensor has 18 entries
+    result = ask(Diag(method="exact"), p, announce=interrupted_at(19))
     assert result.interrupted
     assert 1 <= len(result.rows) < len(p.names)
     assert any("are complete" in note for note in result.notes)

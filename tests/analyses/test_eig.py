@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from questions import ask, classify, dense_hessian, inputs, mlp
+from questions import ask, classify, dense_hessian, inputs, interrupted_at, mlp
 
 from curvcli.analyses.eig import Eig
 from curvcli.errors import CurvError
@@ -67,14 +67,7 @@ def test_a_quadratic_has_its_own_curvature() -> None:
 
 
 def test_ctrl_c_leaves_a_marked_partial_answer() -> None:
-    def interrupting(doing: str):  # type: ignore[no-untyped-def]
-        def watch(done: int, total: object, estimate: object, error: object) -> None:
-            if done == 3:
-                raise KeyboardInterrupt
-
-        return watch
-
-    result = ask(Eig(top=4), problem(), announce=interrupting)
+    result = ask(Eig(top=4), problem(), announce=interrupted_at(3))
     assert result.interrupted
     assert result.status == "undecided"
     assert result.rows

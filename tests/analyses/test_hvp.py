@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from questions import ask, classify, inputs, mlp
+from questions import ask, classify, inputs, interrupted_at, mlp
 from torch import Tensor, nn
 
 from curvcli.analyses.hvp import Hvp
@@ -90,13 +90,7 @@ def test_a_wrong_second_derivative_is_not_the_default() -> None:
 
 
 def test_ctrl_c_is_marked() -> None:
-    def interrupting(doing: str):  # type: ignore[no-untyped-def]
-        def watch(done: int, total: object, estimate: object, error: object) -> None:
-            raise KeyboardInterrupt
-
-        return watch
-
-    result = ask(Hvp(rounds=5), classify(mlp(4, 5, 3), inputs(9, 4)), announce=interrupting)
+    result = ask(Hvp(rounds=5), classify(mlp(4, 5, 3), inputs(9, 4)), announce=interrupted_at(1))
     assert result.interrupted
 
 
