@@ -14,7 +14,7 @@ from curvcli.files import drafted, folder
 from curvcli.options import Options, option
 from curvcli.report import Report
 
-Format = Literal["table", "json", "csv"]
+Format = Literal["table", "json", "csv", "svg"]
 
 
 class Output(Options):
@@ -23,7 +23,7 @@ class Output(Options):
     format: Format | None = option(None, "format of what is printed", shown="table", short="-f")
     out: str | None = option(
         None,
-        "write FILE (.json, .csv, .txt), or a report and one CSV per analysis to DIR",
+        "write FILE (.json, .csv, .svg, .txt), or a report, a CSV per analysis and figures to DIR",
         short="-o",
         metavar="FILE|DIR",
         min_length=1,
@@ -91,10 +91,13 @@ def _write(texts: dict[Path, str]) -> None:
 def show(report: Report, format: Format, *, plain: bool) -> None:
     """Write to stdout: as wide as the terminal on one, as wide as it likes elsewhere.
 
-    Raises: CurvError (E_OUTPUT) where stdout cannot be written.
+    Raises: CurvError (E_OUTPUT) where stdout cannot be written; E_USAGE for svg where the report
+    has no figure, once its table is written instead.
     """
     if sys.stdout is None:
         raise CurvError("E_OUTPUT", "stdout is closed", "use --out FILE")
+    if format == "svg" and not any(result.figures for result in report.results.values()):
+        show(report, "table", plain=plain)  # what the work found is not to be lost
     terminal = sys.stdout.isatty()
     # A terminal says what signs it has; what programs read is UTF-8, as JSON has to be.
     encoding = (format == "table" and sys.stdout.encoding) or "utf-8"

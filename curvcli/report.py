@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -19,8 +20,9 @@ SCHEMA = "curv.report/1"
 
 Status = Literal["pass", "warn", "undecided", "fail"]
 Format = Literal["text", "count", "real", "relative", "factor", "percent", "seconds", "bytes"]
+Scale = Literal["linear", "log"]
 Value = Any
-"""float | int | str | bool | None; spelt Any so that a figure can be compared without a cast."""
+"""float | int | str | bool | None; spelt Any so that one can be compared without a cast."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a result; `error` is its uncertainty in the same unit, where it has one."""
+    """One number of a result; `error` is its uncertainty in the same unit, where it has one."""
 
     value: Value
     title: str
@@ -58,7 +60,7 @@ class Column:
 
 
 def plus_minus(value: float, error: float) -> str:
-    """Write a figure for a headline: the error rounded up to one digit, covering the rounding."""
+    """Write a number for a headline: the error rounded up to one digit, covering the rounding."""
     if not (math.isfinite(value) and math.isfinite(error)) or error <= 0:
         return f"{value:.6g}"
     digits = math.floor(math.log10(error))
@@ -84,6 +86,61 @@ def columns(row: type) -> tuple[Column, ...]:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """One axis of a figure; the title has the unit."""
+
+    title: str
+    scale: Scale = "linear"
+
+
+@dataclass(frozen=True)
+class Level:
+    """A value of an axis that a figure points out, such as a tolerance."""
+
+    value: float
+    label: str
+
+
+Points = tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve, with a gap where a number is None or not finite.
+
+    `band` is its uncertainty: the low ends and the high ends, at the same places.
+    """
+
+    label: str
+    x: Points
+    y: Points
+    status: Status | None = None
+    band: tuple[Points, Points] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where there is not a number for every place."""
+        if {len(self.x)} != {len(points) for points in (self.y, *(self.band or ()))}:
+            raise ValueError(f"as many x as y, in the line {self.label!r}")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Curves over one pair of axes, as numbers: what draws them is a sink's affair.
+
+    `levels` are values of y, drawn across the figure; `ticks` are values of x, drawn at its foot.
+    """
+
+    name: str
+    title: str
+    x: Axis
+    y: Axis
+    lines: tuple[Line, ...]
+    levels: tuple[Level, ...] = ()
+    ticks: tuple[Level, ...] = ()
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Result:
     """The answer of one analysis."""
 
@@ -95,6 +152,7 @@ class Result:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     interrupted: bool = False
     seconds: float | None = None
@@ -207,7 +265,7 @@ def _result_out(result: Result) -> dict[str, Any]:
     plain = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
     del plain["name"], plain["seconds"]
     plain["status"] = result.status
-    for key in ("columns", "checks"):
+    for key in ("columns", "checks", "figures"):
         plain[key] = [dataclasses.asdict(x) for x in plain[key]]
     plain["metrics"] = {k: dataclasses.asdict(m) for k, m in result.metrics.items()}
     return plain
@@ -224,6 +282,8 @@ def _result_in(name: str, plain: Mapping[str, Any], seconds: float | None) -> Re
         metrics={k: _metric_in(m) for k, m in plain["metrics"].items()},
         checks=tuple(Check(**c) for c in plain["checks"]),
         notes=tuple(plain["notes"]),
+        # Documents written before there were figures have none.
+        figures=tuple(_figure_in(f) for f in _list(plain.get("figures", []))),
         options=plain["options"],
         interrupted=plain["interrupted"],
         seconds=seconds,
@@ -245,13 +305,62 @@ def _refuse_others(plain: Mapping[str, Any]) -> None:
         for value in values:
             if not isinstance(value, types):
                 raise TypeError(f"a {type(value).__name__} where text or a number belongs")
-    for values, known in (
-        ([x["format"] for x in (*columns, *metrics)], get_args(Format)),
-        ([c["status"] for c in checks], get_args(Status)),
-    ):
-        for value in values:
-            if value not in known:
-                raise ValueError(f"{value!r}, which is none of {', '.join(known)}")
+    _among(get_args(Format), [x["format"] for x in (*columns, *metrics)])
+    _among(get_args(Status), [c["status"] for c in checks])
+
+
+def _among(known: tuple[str, ...], values: Iterable[Any]) -> None:
+    for value in values:
+        if value not in known:
+            raise ValueError(f"{value!r}, which is none of {', '.join(known)}")
+
+
+def _figure_in(plain: Mapping[str, Any]) -> Figure:
+    """Read a figure, or raise TypeError or ValueError where a Figure has other types."""
+    lines, levels, ticks = (_list(plain[key]) for key in ("lines", "levels", "ticks"))
+    texts = [plain[key] for key in ("name", "title", "caption")]
+    texts += [plain[axis]["title"] for axis in "xy"]
+    texts += [x["label"] for x in (*lines, *levels, *ticks)]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"text in the figure {plain['name']!r}")
+    _among(get_args(Scale), [plain[axis]["scale"] for axis in "xy"])
+    _among(get_args(Status), [x["status"] for x in lines if x["status"] is not None])
+    read = {
+        "x": Axis(**plain["x"]),
+        "y": Axis(**plain["y"]),
+        "lines": tuple(Line(**x | _points_in(x)) for x in lines),
+        "levels": tuple(Level(**x | {"value": _number_in(x["value"])}) for x in levels),
+        "ticks": tuple(Level(**x | {"value": _number_in(x["value"])}) for x in ticks),
+    }
+    return Figure(**{**plain, **read})
+
+
+def _points_in(line: Mapping[str, Any]) -> dict[str, Any]:
+    read: dict[str, Any] = {key: _series_in(line[key]) for key in ("x", "y")}
+    if line["band"] is not None:
+        low, high = line["band"]
+        read["band"] = (_series_in(low), _series_in(high))
+    return read
+
+
+def _series_in(values: Any) -> Points:
+    return tuple(None if value is None else _number_in(value) for value in _list(values))
+
+
+def _list(values: Any) -> list[Any]:
+    if not isinstance(values, list):
+        raise TypeError(f"a {type(values).__name__} where a list belongs")
+    return values
+
+
+def _number_in(value: Any) -> float:
+    number: Any = NONFINITE.get(value) if isinstance(value, str) else value
+    if isinstance(number, bool) or not isinstance(number, float | int):
+        raise TypeError(f"a {type(value).__name__} where a number belongs")
+    # JSON has whole numbers of any length; a figure has none that is no float.
+    if isinstance(number, int) and abs(number) > sys.float_info.max:
+        raise ValueError("a number that is too large")
+    return number
 
 
 def _metric_in(plain: Mapping[str, Any]) -> Metric:

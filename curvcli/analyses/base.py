@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from curvcli.options import Options
-from curvcli.report import Check, Metric, Result, columns, rows_of
+from curvcli.report import Check, Figure, Metric, Result, columns, rows_of
 
 if TYPE_CHECKING:
     from curvcli.problem import Problem
@@ -41,6 +41,7 @@ class Analysis(Options):
         metrics: Mapping[str, Metric] | None = None,
         checks: Sequence[Check] = (),
         notes: Sequence[str] = (),
+        figures: Sequence[Figure] = (),
         interrupted: bool = False,
     ) -> Result:
         """Put an answer together; numbers only, tensors stop here."""
@@ -53,6 +54,7 @@ class Analysis(Options):
             metrics=dict(metrics or {}),
             checks=(*checks, *self._finite(rows, metrics or {})),
             notes=tuple(n for n in notes if n not in {c.message for c in checks}),
+            figures=tuple(figures),
             options=self.model_dump(),
             interrupted=interrupted,
         )

@@ -1,13 +1,13 @@
-"""Renderings of a report by the name of their format: table, csv, json."""
+"""Renderings of a report by the name of their format: table, csv, json, svg."""
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from curvcli.errors import CurvError
-from curvcli.report import Report
+from curvcli.report import Figure, Report, Result
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Sink:
     write: Callable[[Report, Look], str]
 
 
-# rich and pandas are imported where they are used: `curv --help` needs neither sink.
+# rich, pandas and matplotlib are imported where they are used: `curv --help` needs no sink.
 
 
 def _table(report: Report, look: Look) -> str:
@@ -53,10 +53,29 @@ def _json(report: Report, look: Look) -> str:
     return data.to_json(report)
 
 
+def _svg(report: Report, look: Look) -> str:
+    from curvcli.sinks import figure
+
+    found = [_titled(result, f) for result in report.results.values() for f in result.figures]
+    if not found:
+        raise CurvError(
+            "E_USAGE",
+            "this report has no figure",
+            "ask for one, as curv gradcheck --sweep does, or choose another format",
+        )
+    return figure.svg(found)
+
+
+def _titled(result: Result, figure: Figure) -> Figure:
+    """Say in a figure that leaves its report of which analysis it is."""
+    return replace(figure, title=f"{result.name}: {figure.title}")
+
+
 FORMATS: Final[dict[str, Sink]] = {
     "table": Sink(".txt", _table),
     "csv": Sink(".csv", _csv),
     "json": Sink(".json", _json),
+    "svg": Sink(".svg", _svg),
 }
 
 
@@ -71,8 +90,8 @@ def render(
 ) -> str:
     """Write a report in one of FORMATS; all but the table look the same everywhere.
 
-    Raises: CurvError (E_USAGE) where the format is unknown, or is csv and the report has not
-    exactly one result.
+    Raises: CurvError (E_USAGE) where the format is unknown, is csv and the report has not exactly
+    one result, or is svg and the report has no figure.
     """
     if format not in FORMATS:
         raise CurvError("E_USAGE", f"no format {format!r}", f"choose from {', '.join(FORMATS)}")
@@ -109,23 +128,25 @@ def format_of(path: Path) -> str:
 
 
 def files(report: Report) -> dict[str, str]:
-    """Write what a folder gets: the document, the table, and one CSV file per result."""
-    from curvcli.sinks import data
+    """Write what a folder gets: the document, the table, a CSV per result, an SVG per figure."""
+    from curvcli.sinks import data, figure
 
     written = {
         "report.json": FORMATS["json"].write(report, Look()),
         "report.txt": FORMATS["table"].write(report, Look()),
     }
     for name, result in report.results.items():
-        written[_free(name, written)] = data.to_csv(result)
+        written[_free(name, ".csv", written)] = data.to_csv(result)
+        for f in result.figures:
+            written[_free(f"{name}-{f.name}", ".svg", written)] = figure.svg([_titled(result, f)])
     return written
 
 
-def _free(name: str, taken: dict[str, str]) -> str:
-    """Make a file name of a result's name, which a document may have from anywhere."""
+def _free(name: str, suffix: str, taken: dict[str, str]) -> str:
+    """Make a file name of a name that a document may have from anywhere."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:100] or "_"
-    candidate, count = f"{stem}.csv", 1
+    candidate, count = f"{stem}{suffix}", 1
     while candidate.lower() in (t.lower() for t in taken):
         count += 1
-        candidate = f"{stem}-{count}.csv"
+        candidate = f"{stem}-{count}{suffix}"
     return candidate

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from curvcli.report import Check, Column, Report, Result, Status, Value
+from curvcli.sinks import curves
 from curvcli.sinks.page import Field, Page
 from curvcli.sinks.text import PLUS_MINUS, clean, number
 
@@ -66,6 +67,9 @@ def _result(page: Page, result: Result) -> None:
     if result.rows and details:
         titles = ", ".join(clean(c.title) for c in details)
         page.say(titles, ("also in csv and json: ", "dim"), INDENT, INDENT)
+    for figure in result.figures:
+        page.blank()
+        curves.show(page, figure, INDENT)
     if result.checks or result.notes:
         page.blank()
     for status in STYLES:
@@ -113,7 +117,10 @@ def _tally(report: Report) -> str:
 
 
 def _columns(result: Result) -> tuple[list[Column], list[Column]]:
-    """Part the columns that a table shows from its details; errors stand beside their values."""
+    """Part the columns that a table shows from its details.
+
+    Errors stand beside their values, and a column of empty texts says nothing to people.
+    """
     inside: set[str] = set()
     hosts: set[str] = set()
     for c in result.columns:
@@ -121,7 +128,14 @@ def _columns(result: Result) -> tuple[list[Column], list[Column]]:
             inside.add(c.error)
             hosts.add(c.name)
     apart = [c for c in result.columns if c.name not in inside]
-    return [c for c in apart if not c.detail], [c for c in apart if c.detail]
+    shown = [c for c in apart if not (c.detail or _says_nothing(c, result))]
+    return shown, [c for c in apart if c.detail]
+
+
+def _says_nothing(c: Column, result: Result) -> bool:
+    return c.format == "text" and all(
+        row.get(name) in ("", None) for row in result.rows for name in (c.name, c.error) if name
+    )
 
 
 def _field(c: Column, result: Result) -> Field:

@@ -1,18 +1,19 @@
 """A page of text for a terminal: paragraphs, lists and tables that fold and lose nothing."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
-from rich.cells import cell_len, chop_cells
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from curvcli.sinks.fold import fold
 from curvcli.sinks.text import PLUS_MINUS, clean, encodable
 
 GAP: Final = 2
@@ -20,10 +21,6 @@ NARROWEST: Final = 16
 """Text is not folded into less where another shape is left; nor is a terminal narrower."""
 HANG: Final = 2
 UNLIMITED: Final = 1 << 30
-WORD: Final = r"\s*\S+(?: (?:±|\+/-) \S+)*\s*|\s+"
-"""What a line holds whole where it can: a number keeps its error."""
-PLACES: Final = (r"\S+\s*|\s+", r"[^./:]*[./:]+|[^./:]+", r"[^_-]*[_-]+|[^_-]+")
-"""Where a longer word is cut, from the best place to the worst: tensors' names at their dots."""
 TAIL: Final = r"(?:\x1b\[[\d;]*m| )+$"
 """Blanks at the end of a line, where rich fills up the last column."""
 
@@ -35,20 +32,24 @@ class Field:
     title: str
     cells: list[str]
     numeric: bool
+    named: bool = False
+    """Whether the title is a name, which is folded as text is, and makes no column wide."""
 
     def least(self) -> int:
         """Give the width below which a number, or a word of the title, would break."""
         words = max(map(cell_len, self.title.split()), default=0)
+        words = min(words, NARROWEST) if self.named else words
         cells = max(map(cell_len, self.cells), default=0)
         return max(words, cells if self.numeric else min(cells, NARROWEST), 1)
 
     def natural(self) -> int:
         """Give the width at which nothing is folded."""
-        return max(map(cell_len, (self.title, *self.cells)))
+        title = cell_len(self.title)
+        return max(min(title, NARROWEST) if self.named else title, *map(cell_len, self.cells), 1)
 
     def folded(self, text: str, width: int) -> str:
         """Fold text into the column: numbers and their titles stand to the right."""
-        lines = [text] if cell_len(text) <= width else _fold(text, width)
+        lines = [text] if cell_len(text) <= width else fold(text, width)
         if self.numeric:
             lines = [" " * (width - cell_len(line)) + line for line in lines]
         return "\n".join(lines)
@@ -82,7 +83,7 @@ class Page:
         if indent + cell_len(head) > self.width:
             head, body = "", head + body
         first = Text(" " * indent).append(head, style=start[1])
-        lines = _fold(body, self.width - margin, first.cell_len - margin)
+        lines = fold(body, self.width - margin, first.cell_len - margin)
         self.parts.append(first.append(lines[0]))
         self.parts.extend(Text(" " * margin + line) for line in lines[1:])
 
@@ -100,11 +101,7 @@ class Page:
 
     def table(self, fields: Sequence[Field], indent: int) -> None:
         """Add a table; one block of lines per row where not even its numbers fit."""
-        fitted = [
-            Field(self.fit(f.title), self._lined_up([*map(self.fit, f.cells)]), f.numeric)
-            for f in fields
-        ]
-        widths = _widths(fitted, self.width - indent - GAP * (len(fitted) - 1))
+        fitted, widths = self._laid_out(fields, indent)
         if widths is None:
             self._blocks(fitted, indent)
             return
@@ -122,6 +119,19 @@ class Page:
         for row in zip(*folded, strict=True):
             table.add_row(*map(Text, row))
         self.parts.append(Padding(table, (0, 0, 0, indent), expand=False))
+
+    def holds(self, fields: Sequence[Field], indent: int) -> bool:
+        """Say whether a table of these columns is not too wide."""
+        return self._laid_out(fields, indent)[1] is not None
+
+    def _laid_out(
+        self, fields: Sequence[Field], indent: int
+    ) -> tuple[list[Field], list[int] | None]:
+        fitted = [
+            replace(f, title=self.fit(f.title), cells=self._lined_up([*map(self.fit, f.cells)]))
+            for f in fields
+        ]
+        return fitted, _widths(fitted, self.width - indent - GAP * (len(fitted) - 1))
 
     def _lined_up(self, cells: list[str]) -> list[str]:
         """Put the ± of a column below each other."""
@@ -171,36 +181,3 @@ def _widths(fields: Sequence[Field], room: int) -> list[int] | None:
         widths[i] += more
         spare -= more
     return widths
-
-
-def _fold(text: str, width: int, taken: int = 0) -> list[str]:
-    """Break text into lines of `width` cells, of which the first has `taken` less."""
-    lines, line, room = [], "", width - taken
-    for i, paragraph in enumerate(text.split("\n")):
-        if i:
-            lines.append(line)
-            line, room = "", width
-        for piece in _pieces(paragraph, width):
-            if cell_len(line + piece.rstrip()) > room:
-                lines.append(line.rstrip())
-                line, room = piece.lstrip(), width
-            else:
-                line += piece
-    return [*lines, line.rstrip()]
-
-
-def _pieces(text: str, width: int) -> Iterator[str]:
-    """Cut text where a line may end: after words; in long words at the best place that helps."""
-    pieces: list[str] = re.findall(WORD, text)
-    for place in PLACES:
-        pieces = [
-            part
-            for piece in pieces
-            for part in ([piece] if _fits(piece, width) else re.findall(place, piece))
-        ]
-    for piece in pieces:
-        yield from [piece] if _fits(piece, width) else chop_cells(piece, width)
-
-
-def _fits(piece: str, width: int) -> bool:
-    return cell_len(piece.strip()) <= width

@@ -1,6 +1,7 @@
 """Reports such as curv makes, for the tests of every sink."""
 
 import pytest
+from sinks.drawn import DENSITY, figured, sweep
 
 from curvcli.report import Check, Column, Metric, Report, Result
 
@@ -107,6 +108,12 @@ SUMMARY = {
     "data": "tokens.npy, 1,024 examples in 4 batches",
     "loss": "3.2981, cross_entropy, mean over tokens",
 }
+
+
+@pytest.fixture
+def swept() -> Report:
+    """A result with two figures."""
+    return figured(sweep(), DENSITY)
 
 
 @pytest.fixture

@@ -91,8 +91,8 @@ def test_pandas_reads_the_same_table() -> None:
     assert frame.to_dict("records") == rows
 
 
-def test_a_report_survives_its_document(full: Report, eig: Report) -> None:
-    for report in (full, eig):
+def test_a_report_survives_its_document(full: Report, eig: Report, swept: Report) -> None:
+    for report in (full, eig, swept):
         back = Report.from_json(to_json(report))
         assert back == dataclasses.replace(report, provenance=_listed(report.provenance))
         assert to_json(back) == to_json(report)
@@ -183,9 +183,12 @@ def test_an_unknown_format_is_refused(eig: Report) -> None:
         render(eig, "yaml")
 
 
-def test_a_folder_gets_every_form(full: Report) -> None:
+def test_a_folder_gets_every_form(full: Report, swept: Report) -> None:
     written = files(full)
     assert list(written) == ["report.json", "report.txt", "eig.csv", "gradcheck.csv"]
+    assert list(files(swept))[2:] == [
+        "gradcheck.csv", "gradcheck-sweep.svg", "gradcheck-density.svg",
+    ]  # fmt: skip
     assert Report.from_json(written["report.json"]).results == full.results
     assert written["report.txt"] == render(full, "table")
 
@@ -234,7 +237,8 @@ def test_a_document_with_other_types_is_refused(eig: Report, key: str, value: ob
     assert caught.value.code == "E_FORMAT"
 
 
-def test_the_registry_starts_without_rich_pandas_and_torch() -> None:
-    code = "import sys, curvcli.sinks; print({'rich', 'pandas', 'torch'} & set(sys.modules))"
+def test_the_registry_starts_without_any_library() -> None:
+    heavy = {"rich", "pandas", "torch", "matplotlib"}
+    code = f"import sys, curvcli.sinks; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
