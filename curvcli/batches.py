@@ -27,10 +27,14 @@ class Batch:
 
 
 class Terms(NamedTuple):
-    """The sum of the loss terms of one batch, each times its weight, and the sum of the weights."""
+    """The sum of the loss terms of one batch, each times its weight, and the sum of the weights.
+
+    `ignored` counts the targets that are in no term.
+    """
 
     total: Tensor
     weight: Tensor | float
+    ignored: Tensor | int = 0
 
 
 Loss = Callable[[Any, Batch], Terms]

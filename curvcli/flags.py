@@ -92,7 +92,7 @@ def _accepted(annotation: Any) -> Any:
     """Find what an option takes besides None: a Literal, bool, int, float, list, or else str."""
     if get_origin(annotation) is Literal or annotation in (bool, int, float):
         return annotation
-    if get_origin(annotation) in (list, tuple):
+    if get_origin(annotation) in (list, tuple, dict):
         return list
     if get_origin(annotation) in (Union, types.UnionType):
         inner = [a for a in get_args(annotation) if a is not type(None)]

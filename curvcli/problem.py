@@ -3,24 +3,25 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 
 from curvcli.batches import Batch, Loss, Terms, arguments, select
 from curvcli.derivatives import derivatives, optional_derivatives
 from curvcli.errors import CurvError
+from curvcli.modules import copied, first_not_finite, held, seeded, unwrapped, with_values
 from curvcli.optimizer import SavedOptimizer
 from curvcli.params import Layout, matching
 
 Mode = Literal["eval", "train"]
+Penalty = Callable[[nn.Module], Tensor]
+"""A scalar function of a model's parameters."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,14 @@ class Problem:
     heldout: tuple[Batch, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     """What the training loop did besides the optimizer's step: `grad_clip`, ..."""
+    fresh: Callable[[], nn.Module] | None = None
+    """Makes the model anew, as its factory does, with its own initial weights."""
+    penalties: Mapping[str, Penalty] = field(default_factory=dict)
+    """What training adds to the loss; no part of L, but each one can be posed by `penalised`."""
+    penalty: str | None = None
+    """Which of the penalties is L, in place of the mean loss."""
+    replay: int | None = None
+    """The seed that every evaluation draws its random numbers from; None draws on and on."""
     _held: list[bool] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
@@ -132,6 +141,37 @@ class Problem:
         chosen = torch.randperm(self.examples, generator=rng)[:examples].sort().values
         return replace(self, batches=select(self.batches, chosen), heldout=())
 
+    def initial(self) -> "Problem":
+        """Pose the same problem at the weights that the model's factory gives it.
+
+        Raises: CurvError (E_USAGE) without a factory, (E_MODEL) where it makes another model.
+        """
+        if self.fresh is None:
+            message = "there is no factory to make a fresh model"
+            raise CurvError("E_USAGE", message, "needs model: in the spec")
+        model = unwrapped(self.fresh()).to(device=self.like.device, dtype=self.like.dtype)
+        made = {n: tuple(p.shape) for n, p in model.named_parameters()}
+        for name, p in self.params.items():
+            if made.get(name) != tuple(p.shape):
+                other = f"without {name}"
+                if name in made:
+                    other = f"with {name} of shape {made[name]}, not {tuple(p.shape)}"
+                hint = "let it make the same parameters every time"
+                raise CurvError("E_MODEL", f"the factory now makes a model {other}", hint)
+        return replace(self, model=model)
+
+    def penalised(self, name: str) -> "Problem":
+        """Pose one penalty alone, as a function of the same parameters.
+
+        Raises: CurvError (E_USAGE) where there is none of this name.
+        """
+        if name not in self.penalties:
+            known = ", ".join(self.penalties)
+            hint = f"known are {known}" if known else "needs penalty: in the spec"
+            raise CurvError("E_USAGE", f"there is no penalty {name!r}", hint)
+        # It is the same over all examples; one batch stands for them.
+        return replace(self, penalty=name, batches=self.batches[:1], heldout=())
+
     # --- evaluation ----------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -145,43 +185,16 @@ class Problem:
             yield
             return
         self._held.append(True)
+        devices = [self.like.device.index] if self.like.is_cuda else []
+        training, wanted = self.mode == "train", set(self.names)
         try:
-            with self._as_wanted():
+            with (
+                torch.random.fork_rng(devices=devices),
+                held(self.model, training=training, trainable=wanted),
+            ):
                 yield
         finally:
             self._held.pop()
-
-    @contextlib.contextmanager
-    def _as_wanted(self) -> Iterator[None]:
-        modes = [(m, m.training) for m in self.model.modules()]
-        wanted = set(self.names)
-        flags = [(p, p.requires_grad) for p in self.model.parameters()]
-        devices = [self.like.device.index] if self.like.is_cuda else []
-        with torch.random.fork_rng(devices=devices), self._own_buffers():
-            try:
-                self.model.train(self.mode == "train")
-                for name, p in self.model.named_parameters():
-                    p.requires_grad_(name in wanted)
-                yield
-            finally:
-                for module, training in modes:
-                    module.training = training
-                for p, flag in flags:
-                    p.requires_grad_(flag)
-
-    @contextlib.contextmanager
-    def _own_buffers(self) -> Iterator[None]:
-        """Let forward passes write to copies of the buffers: graphs may hold on to those."""
-        found = [(m, n, b) for m in self.model.modules() for n, b in m._buffers.items()
-                 if b is not None]  # fmt: skip
-        copies = {id(b): b.detach().clone() for _, _, b in found}
-        try:
-            for module, name, buffer in found:
-                module._buffers[name] = copies[id(buffer)]
-            yield
-        finally:
-            for module, name, buffer in found:
-                module._buffers[name] = buffer
 
     @contextlib.contextmanager
     def displaced(self, values: Mapping[str, Tensor]) -> Iterator[None]:
@@ -199,12 +212,20 @@ class Problem:
 
     def terms(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Terms:
         """Evaluate one batch, at the model's own parameters or with some replaced by `values`."""
+        with self.replaying():
+            if values is None:
+                return self._terms(batch)
+            return with_values(self.model, values, partial(self._terms, batch))
+
+    def _terms(self, batch: Batch) -> Terms:
+        if self.penalty is not None:
+            return Terms(self.penalties[self.penalty](self.model), 1.0)
         args, kwargs = arguments(batch.inputs)
-        if values is None:
-            output = self.model(*args, **kwargs)
-        else:
-            output = functional_call(self.model, dict(values), args, kwargs)
-        return self.loss(output, batch)
+        return self.loss(self.model(*args, **kwargs), batch)
+
+    def replaying(self) -> AbstractContextManager[None]:
+        """Draw what every evaluation draws, where this problem replays its random numbers."""
+        return contextlib.nullcontext() if self.replay is None else seeded(self.replay)
 
     def share(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Tensor:
         """Evaluate this batch's share of L, a scalar with its graph; the shares add up to L."""
@@ -223,39 +244,31 @@ class Problem:
         """L over the held-out examples, where there are some."""
         return self._measured(self.heldout).loss if self.heldout else None
 
+    def ignored(self) -> int:
+        """Count the targets that the loss leaves out, as `ignore_index` does."""
+        return self.measure.ignored
+
     def _measured(self, batches: Sequence[Batch]) -> "Measure":
-        total = weight = 0.0
+        total, weight, ignored = 0.0, 0.0, 0
         with self.engaged(), torch.no_grad():
             for i, batch in enumerate(batches):
                 terms = self.terms(batch)
                 if not math.isfinite(float(terms.total)):
                     raise CurvError("E_NONFINITE", self._blame(i, batch, float(terms.total)))
                 total, weight = total + float(terms.total), weight + float(terms.weight)
+                ignored += int(terms.ignored)
         if not weight > 0:
             raise CurvError("E_DATA", "the loss has no terms over these examples (weight 0)")
-        return Measure(total / weight, weight)
+        return Measure(total / weight, weight, ignored)
 
     def _blame(self, index: int, batch: Batch, value: float) -> str:
         """Say where a non-finite loss first appeared."""
-        found: list[str] = []
-
-        def look(name: str, module: nn.Module) -> Callable[..., None]:
-            def hook(_m: nn.Module, _i: Any, output: Any) -> None:
-                bad = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)
-                       and t.is_floating_point() and not t.isfinite().all()]  # fmt: skip
-                if bad and not found:
-                    found.append(f", first in {name or 'the model'} ({type(module).__name__})")
-
-            return hook
-
-        handles = [m.register_forward_hook(look(n, m)) for n, m in self.model.named_modules()]
-        try:
-            self.terms(batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        where = found[0] if found else ", in the loss itself: the model's outputs are finite"
-        return f"the loss is {value} at batch {index}{where}"
+        if self.penalty is not None:
+            return f"the penalty {self.penalty} is {value}"
+        found = first_not_finite(self.model, partial(self.terms, batch))
+        itself = "in the loss itself: the model's outputs are finite"
+        where = f"first in {found}" if found else itself
+        return f"the loss is {value} at batch {index}, {where}"
 
     def gradients(self, batch: Batch, create_graph: bool = False) -> tuple[Tensor, ...]:
         """Differentiate this batch's share by reverse mode; an unused parameter gives zeros."""
@@ -281,72 +294,10 @@ class Problem:
             found = optional_derivatives([share], tuple(self.params.values()))
         return [n for n, g in zip(self.names, found, strict=True) if g is None]
 
-    def probe(self) -> None:
-        """Evaluate the first batch's gradient twice and hold the two against each other.
-
-        Raises: CurvError (E_NONDET) where they differ: differences and products would be noise.
-        """
-        with self.engaged():
-            first, second = (
-                self.layout.flatten(g.detach() for g in self.gradients(self.batches[0]))
-                for _ in range(2)
-            )
-        if not (first.isfinite().all() and second.isfinite().all()):
-            raise CurvError("E_NONFINITE", "the gradient of the first batch is not finite")
-        if torch.equal(first, second):
-            return
-        gap = float((first - second).norm() / first.norm().clamp_min(1e-300))
-        # Atomic additions on an accelerator reorder sums; that is rounding, not randomness.
-        if first.is_cuda and gap < 100 * torch.finfo(first.dtype).eps:
-            return
-        training = self.mode == "train"
-        names = [f"{n} ({type(m).__name__})" for n, m in self.model.named_modules()
-                 if training and isinstance(m, RANDOM)]  # fmt: skip
-        raise CurvError(
-            "E_NONDET",
-            f"two evaluations of one gradient differ by {gap:.1e}"
-            + (f"; random in train mode: {', '.join(names[:3])}" if names else ""),
-            "use --mode eval" if training else "seed or remove the randomness in forward()",
-        )
-
 
 class Measure(NamedTuple):
-    """L and the weight that its terms add up to."""
+    """L, the weight that its terms add up to, and how many targets are in no term."""
 
     loss: float
     weight: float
-
-
-RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Copy a model with the hooks on its parameters, which a deep copy alone would lose.
-
-    Raises: CurvError (E_MODEL) for a model that holds what cannot be copied.
-    """
-    # What a module computed from its parameters and keeps, as old-style weight norm does, has a
-    # graph and cannot be copied with it; its values can, and every forward pass renews it.
-    kept = [t for m in model.modules() for t in vars(m).values()
-            if isinstance(t, Tensor) and not t.is_leaf]  # fmt: skip
-    try:
-        copy = deepcopy(model, {id(t): t.detach().clone() for t in kept})
-    except (RuntimeError, TypeError) as error:
-        first = str(error).splitlines()[0]
-        raise CurvError("E_MODEL", f"the model cannot be copied: {first}") from error
-    for p, q in zip(model.parameters(), copy.parameters(), strict=True):
-        for hook in (p._backward_hooks or {}).values():
-            q.register_hook(hook)  # type: ignore[no-untyped-call]
-    return copy
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Take off the wrappers that only change how a model runs: compiled, data-parallel."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if isinstance(inner, nn.Module):
-            model = inner
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
-            return model
+    ignored: int

@@ -13,7 +13,17 @@ from pydantic import AfterValidator, BeforeValidator, PrivateAttr, create_model
 from curvcli.errors import CurvError
 from curvcli.mistakes import Location, dotted, nearest, shown, unknown
 from curvcli.options import Options, build, option
-from curvcli.spec_code import Layer, Layers, Loss, Model, NamedLoss, OutputLoss, Target, TargetLoss
+from curvcli.spec_code import (
+    Layer,
+    Layers,
+    Loss,
+    Model,
+    NamedLoss,
+    OutputLoss,
+    Penalties,
+    Target,
+    TargetLoss,
+)
 from curvcli.spec_data import (
     Answers,
     Csv,
@@ -33,8 +43,8 @@ from curvcli.strict_yaml import LARGEST, Document, read
 
 __all__ = [
     "Answers", "Csv", "Data", "Drawn", "Held", "Heldout", "Layer", "Layers", "Loss", "Model",
-    "NamedLoss", "Npy", "Npz", "Optimizer", "OutputLoss", "Pt", "Run", "Source", "Spec",
-    "Synthetic", "Target", "TargetLoss", "configured", "discover", "load", "schema",
+    "NamedLoss", "Npy", "Npz", "Optimizer", "OutputLoss", "Penalties", "Pt", "Run", "Source",
+    "Spec", "Synthetic", "Target", "TargetLoss", "configured", "discover", "load", "schema",
 ]  # fmt: skip
 
 NAME = "curv.yaml"
@@ -69,6 +79,9 @@ class Spec(Options):
     data: Data | None = option(None, "examples over which the loss is the mean")
     heldout: Heldout | None = option(None, "second set of examples")
     loss: Loss | None = option(None, "function of torch.nn.functional, or your own")
+    penalty: Annotated[Penalties, BeforeValidator(_filled)] = option(
+        {}, "l2 and l1 by their weights, or functions of your own; checked apart"
+    )
     optimizer: Optimizer | None = option(None, "what the checkpoint does not say of its optimizer")
     run: Annotated[Run, BeforeValidator(_filled)] = option(Run(), "where and how to compute")
     analyses: Annotated[dict[str, Block], BeforeValidator(_filled)] = option(

@@ -1,10 +1,11 @@
-"""The spec's blocks that name code: the model and the loss."""
+"""The spec's blocks that name code: the model, the loss and the penalties."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Annotated, Any
 
-from pydantic import PlainValidator, TypeAdapter, WithJsonSchema
+from pydantic import AfterValidator, PlainValidator, TypeAdapter, WithJsonSchema
 
 from curvcli.mistakes import dotted, stranger, wrong
 from curvcli.options import Options, option
@@ -177,6 +178,33 @@ def _named(name: Any, args: dict[str, Any], loc: tuple[str, ...]) -> NamedLoss:
     return NamedLoss(name, args)
 
 
+NORMS = ("l2", "l1")
+"""The penalties that a number is enough for, their weight."""
+
+
+def _penalty(value: Any) -> float | Target:
+    if isinstance(value, Target):
+        return value
+    if _targeted(value):
+        return Target(*_called(value))
+    if isinstance(value, Mapping):
+        _only(value, ("target", "args", "class_path", "init_args", HYDRA))
+        raise wrong((), "needs target: module:function")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        said = "should be a number, the penalty's weight, or a mapping with target: module:function"
+        raise wrong((), said, value)
+    if not isfinite(value) or value < 0:
+        raise wrong((), "should be finite and not negative", value)
+    return float(value)
+
+
+def _known(penalties: dict[str, float | Target]) -> dict[str, float | Target]:
+    for name, penalty in penalties.items():
+        if isinstance(penalty, float) and name not in NORMS:
+            raise stranger(name, (*NORMS, "your own as {target: module:function}"))
+    return penalties
+
+
 def _mapping(required: str, **properties: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object", "properties": properties, "required": [required],
@@ -198,8 +226,19 @@ _LOSSES = [
     _mapping("output", output={"type": ["string", "integer"]}),
     *_TARGETS,
 ]
+_WEIGHT: dict[str, Any] = {"type": "number", "minimum": 0}
+_PENALTIES = {
+    "type": "object",
+    "properties": {name: {"anyOf": [_WEIGHT, *_TARGETS]} for name in NORMS},
+    "additionalProperties": {"anyOf": _TARGETS},
+}
 
 Model = Annotated[Layers | Target, PlainValidator(_model), WithJsonSchema({"anyOf": _MODELS})]
 Loss = Annotated[
     NamedLoss | OutputLoss | TargetLoss, PlainValidator(_loss), WithJsonSchema({"anyOf": _LOSSES})
+]
+Penalties = Annotated[
+    dict[str, Annotated[float | Target, PlainValidator(_penalty)]],
+    AfterValidator(_known),
+    WithJsonSchema(_PENALTIES),
 ]

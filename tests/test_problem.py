@@ -1,5 +1,8 @@
 """L does not depend on how the examples are cut, and what cannot be evaluated is named."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,12 +10,25 @@ import torch
 from oracles import built, cut, gap, rng
 from torch import Tensor, nn
 from torch.nn import functional
-from zoo import ZOO, Words, classes, convolutional, drawn, images, mlp, posed, sentences, vectors
+from zoo import (
+    ZOO,
+    Extra,
+    Words,
+    classes,
+    convolutional,
+    drawn,
+    images,
+    mlp,
+    posed,
+    sentences,
+    vectors,
+)
 
 from curvcli.batches import Batch, as_batch, joined, select
+from curvcli.determinism import probe
 from curvcli.errors import CurvError
 from curvcli.load.loss import named
-from curvcli.problem import Problem, unwrapped
+from curvcli.problem import Problem
 
 CUTS = [(7,), (3, 3, 1), (1, 6), (1,) * 7]
 
@@ -97,7 +113,7 @@ def test_a_gradient_that_is_not_finite() -> None:
             return x[:, :2] * self.w.sqrt()
 
     with pytest.raises(CurvError) as failed:
-        posed(Flat, vectors()).probe()
+        probe(posed(Flat, vectors()))
     assert failed.value.code == "E_NONFINITE"
 
 
@@ -126,22 +142,22 @@ def test_randomness_is_named() -> None:
         return nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.Linear(3, 2), nn.Dropout1d())
 
     with pytest.raises(CurvError) as failed:
-        posed(model, vectors(), mode="train").probe()
+        probe(posed(model, vectors(), mode="train"))
     assert failed.value.code == "E_NONDET"
     assert "1 (Dropout), 3 (Dropout1d)" in failed.value.message
-    assert failed.value.hint == "use --mode eval"
-    posed(model, vectors()).probe()
+    assert failed.value.hint == "use --mode eval, or curv gradcheck --replay-rng"
+    probe(posed(model, vectors()))
 
 
 def test_randomness_in_eval_mode() -> None:
     with pytest.raises(CurvError, match="two evaluations of one gradient differ") as failed:
-        posed(Rolling, vectors()).probe()
-    assert "forward()" in failed.value.hint
+        probe(posed(Rolling, vectors()))
+    assert "--replay-rng" in failed.value.hint
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_deterministic_models_pass_the_probe(name: str) -> None:
-    ZOO[name]().probe()
+    probe(ZOO[name]())
 
 
 @pytest.mark.parametrize(
@@ -300,13 +316,246 @@ def test_heldout() -> None:
     assert other.measure.loss == problem.measure.loss
 
 
-def test_unwrapping() -> None:
-    model = built(mlp)
-    assert unwrapped(nn.DataParallel(model)) is model
-    wrapped = nn.Module()
-    wrapped._orig_mod = model
-    assert unwrapped(wrapped) is model
-    assert unwrapped(model) is model
+# --- the model's own initial weights ---------------------------------------------------------
+
+
+def test_initial() -> None:
+    problem = ZOO["frozen and unused"]()
+    assert problem.fresh is None
+    with pytest.raises(CurvError, match="there is no factory to make a fresh model") as failed:
+        problem.initial()
+    assert failed.value.code == "E_USAGE"
+    # The factory freezes nothing: what is checked is what the checkpoint's problem selects.
+    made = [built(Extra, seed=5).float().requires_grad_(True) for _ in range(2)]
+    with_factory = replace(problem, fresh=lambda: nn.DataParallel(made.pop()))
+    first = with_factory.initial()
+    again = with_factory.initial()
+    assert first.names == problem.names
+    assert first.like.dtype == torch.float64
+    assert torch.equal(first.vector(), again.vector())
+    assert not torch.equal(first.vector(), problem.vector())
+    assert first.measure.loss != problem.measure.loss
+    assert first.layout.size == problem.layout.size == len(first.gradient())
+    assert (first.batches, first.loss, first.mode) == (problem.batches, problem.loss, "eval")
+
+
+def test_initial_in_another_precision() -> None:
+    problem = posed(mlp, vectors(), fresh=lambda: built(mlp, seed=3))
+    low = problem.to(torch.float32)
+    assert low.initial().like.dtype == torch.float32
+    assert low.initial().sampled(3, rng()).examples == 3
+    assert problem.initial().measure.loss == pytest.approx(low.initial().measure.loss, rel=1e-5)
+
+
+def test_a_factory_that_makes_another_model() -> None:
+    def other(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 2))
+
+    problem = posed(mlp, vectors(), fresh=lambda: other(6))
+    with pytest.raises(CurvError, match=r"0\.weight of shape \(6, 4\), not \(5, 4\)") as failed:
+        problem.initial()
+    assert failed.value.code == "E_MODEL"
+    with pytest.raises(CurvError, match=r"a model without 0\.weight"):
+        replace(problem, fresh=nn.Tanh).initial()
+
+
+# --- penalties -------------------------------------------------------------------------------
+
+
+def quartic(model: nn.Module) -> Tensor:
+    return torch.stack([p.square().square().sum() for p in model.parameters()]).sum()
+
+
+def first_layer(model: nn.Module) -> Tensor:
+    assert isinstance(model, nn.Sequential)
+    weight = model[0].weight
+    assert isinstance(weight, Tensor)
+    return weight.diff(dim=0).square().sum()
+
+
+PENALTIES = {"quartic": quartic, "smooth": first_layer}
+
+
+def test_penalties_are_no_part_of_the_loss() -> None:
+    plain, problem = posed(mlp, vectors()), posed(mlp, vectors(), penalties=PENALTIES)
+    assert problem.measure == plain.measure
+    assert torch.equal(problem.gradient(), plain.gradient())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_penalty_alone(dtype: torch.dtype) -> None:
+    whole = posed(mlp, vectors(), penalties=PENALTIES, heldout=cut(vectors(), (7,))).to(dtype)
+    problem = whole.penalised("quartic")
+    theta = whole.vector()
+    assert problem.names == whole.names
+    assert problem.heldout_loss is None
+    assert problem.measure.loss == pytest.approx(float(theta.pow(4).sum()), rel=1e-5)
+    assert gap(problem.gradient(), 4 * theta.pow(3)) < 1e-6
+    assert problem.penalised("smooth").unused() == ["0.bias", "2.weight", "2.bias"]
+    assert problem.unused() == []
+    batch = problem.batches[0]
+    moved = {"2.bias": torch.ones(2, dtype=dtype)}
+    part = theta[problem.layout.slices["2.bias"]]
+    expected = problem.measure.loss - float(part.pow(4).sum()) + 2
+    assert problem.share(batch, moved).item() == pytest.approx(expected)
+    with problem.displaced(moved):
+        assert problem.share(batch).item() == pytest.approx(expected)
+    assert problem.sampled(3, rng()).measure.loss == pytest.approx(problem.measure.loss)
+    H = dense(lambda values: problem.share(batch, values), problem)
+    assert gap(H, torch.diag(12 * theta.pow(2))) < 1e-6
+
+
+def dense(f: Callable[[dict[str, Tensor]], Tensor], problem: Problem) -> Tensor:
+    """Differentiate twice as a function of the parameters' vector."""
+    theta = problem.vector()
+    H: Tensor = torch.func.hessian(lambda t: f(problem.layout.named(t)))(theta)
+    return H
+
+
+def test_penalties_of_many_displacements_at_once() -> None:
+    problem = posed(mlp, vectors(), penalties=PENALTIES).penalised("smooth")
+    _ = problem.measure
+    batch, weight = problem.batches[0], problem.params["0.weight"].detach()
+    moved = weight + drawn(5, *weight.shape)
+    found = torch.func.vmap(lambda w: problem.share(batch, {"0.weight": w}))(moved)
+    loop = torch.stack([m.diff(dim=0).square().sum() for m in moved])
+    assert torch.allclose(found, loop)
+    others = torch.func.vmap(lambda b: problem.share(batch, {"0.bias": b}))(drawn(3, 5))
+    assert torch.allclose(others, first_layer(problem.model).expand(3))
+
+
+def test_a_penalty_of_tied_parameters() -> None:
+    problem = posed(Words, sentences(), penalties=PENALTIES).penalised("quartic")
+    assert problem.measure.loss == pytest.approx(float(problem.vector().pow(4).sum()))
+    values = problem.layout.named(problem.vector() * 2)
+    found = float(problem.share(problem.batches[0], values))
+    assert found == pytest.approx(16 * problem.measure.loss)
+
+
+def test_penalties_that_there_are_none_of() -> None:
+    with pytest.raises(CurvError, match="there is no penalty 'l2'") as failed:
+        posed(mlp, vectors(), penalties=PENALTIES).penalised("l2")
+    assert failed.value.hint == "known are quartic, smooth"
+    with pytest.raises(CurvError) as failed:
+        posed(mlp, vectors()).penalised("l2")
+    assert failed.value.hint == "needs penalty: in the spec"
+    problem = posed(mlp, vectors(), penalties={"root": lambda m: -quartic(m).log().log()})
+    nothing = {n: torch.zeros_like(p) for n, p in problem.params.items()}
+    with (
+        problem.displaced(nothing),
+        pytest.raises(CurvError, match="the penalty root is nan") as failed,
+    ):
+        _ = problem.penalised("root").measure
+    assert failed.value.code == "E_NONFINITE"
+
+
+# --- replayed random numbers -----------------------------------------------------------------
+
+
+def dropped() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.Dropout(), nn.Tanh(), nn.Dropout(0.1), nn.Linear(5, 2))
+
+
+def replayed(seed: int | None = 11, **rest: Any) -> Problem:
+    return posed(dropped, vectors(), mode="train", replay=seed, **rest)
+
+
+def test_replayed_dropout_is_the_same_function() -> None:
+    problem, batch = replayed(), vectors()
+    with problem.engaged():
+        first = problem.terms(batch).total
+        torch.rand(5)
+        assert torch.equal(problem.terms(batch).total, first)
+        values = problem.layout.named(problem.vector())
+        assert torch.equal(problem.terms(batch, values).total, first)
+    assert problem.measure == replayed().measure
+    assert torch.equal(problem.gradient(), problem.gradient())
+    probe(problem)
+    assert replayed(12).measure.loss != problem.measure.loss
+    assert replace(problem, mode="eval").measure.loss != problem.measure.loss
+    with replayed(None).engaged():
+        assert replayed(None).measure.loss != problem.measure.loss
+
+
+def test_replayed_dropout_is_dropout() -> None:
+    problem, batch = replayed(), vectors()
+    with problem.engaged():
+        torch.manual_seed(11)
+        output = problem.model(batch.inputs)
+        expected = functional.cross_entropy(output, batch.target, reduction="sum")
+        assert torch.allclose(problem.terms(batch).total, expected, rtol=1e-14)
+
+
+def test_the_gradient_with_replayed_dropout() -> None:
+    problem = replayed()
+    g, theta, h = problem.gradient(), problem.vector(), 1e-6
+    with problem.engaged():
+        for d in drawn(4, len(theta)):
+            above, below = (
+                sum(float(problem.share(b, problem.layout.named(theta + s * d)))
+                    for b in problem.batches) for s in (h, -h)
+            )  # fmt: skip
+            assert (above - below) / (2 * h) == pytest.approx(float(g @ d), rel=1e-7)
+
+
+@pytest.mark.parametrize("name", ["0.weight", "4.bias"])
+def test_replayed_dropout_of_many_displacements_at_once(name: str) -> None:
+    problem, batch = replayed(), vectors()
+    _ = problem.measure
+    value = problem.params[name].detach()
+    moved = value + drawn(6, *value.shape)
+    with problem.engaged():
+        evaluate = partial(at, problem, batch, name)
+        found = torch.func.vmap(evaluate, randomness="same")(moved)
+        assert torch.allclose(found, torch.stack([evaluate(m) for m in moved]), rtol=1e-14)
+
+
+def at(problem: Problem, batch: Batch, name: str, value: Tensor) -> Tensor:
+    return problem.share(batch, {name: value})
+
+
+def test_replaying_leaves_the_generators_alone() -> None:
+    problem = replayed()
+    _ = problem.measure
+    problem.model.train()
+    before = torch.get_rng_state()
+    problem.terms(vectors())
+    problem.share(vectors(), problem.layout.named(problem.vector()))
+    with problem.replaying():
+        first = torch.rand(3)
+    with problem.replaying():
+        assert torch.equal(torch.rand(3), first)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(CurvError):
+        problem.terms(images())
+    assert torch.equal(torch.get_rng_state(), before)
+    with replace(problem, replay=None).replaying():
+        torch.rand(3)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_replayed_penalties() -> None:
+    def noisy(model: nn.Module) -> Tensor:
+        return quartic(model) * torch.rand((), dtype=torch.float64)
+
+    problem = replayed(penalties={"noisy": noisy}).penalised("noisy")
+    assert torch.equal(problem.gradient(), problem.gradient())
+    probe(problem)
+
+
+# --- targets that count nowhere --------------------------------------------------------------
+
+
+def test_ignored() -> None:
+    problem = posed(Words, sentences())
+    assert problem.ignored() == int((sentences().target == -100).sum()) == 9
+    assert problem.ignored() + problem.measure.weight == sentences().target.numel()
+    assert posed(mlp, vectors()).ignored() == 0
+    assert (
+        posed(lambda: nn.Linear(4, 1), Batch(drawn(7, 4), drawn(7), 7), loss="mse_loss").ignored()
+        == 0
+    )
+    assert replace(problem, penalties=PENALTIES).penalised("quartic").ignored() == 0
 
 
 def test_as_batch() -> None:

@@ -43,6 +43,7 @@ python_path: [.]
 data: {format: npz, path: digits.npz, x: images, y: labels, batch_size: 128, samples: 1024}
 heldout: {samples: 512}
 loss: cross_entropy
+penalty: {l2: 1.0e-4, smooth: {target: "reg:tv", args: {power: 2}}}
 optimizer: {class: SGD, lr: 1e-1, momentum: 0.9, grad_clip: 1.0}
 run: {device: cpu, dtype: float32, seed: 3, mode: eval, budget: 5m, memory: 2GB}
 analyses:
@@ -103,6 +104,7 @@ def test_example() -> None:
     assert read.data == data
     assert read.heldout == Held(samples=512)
     assert read.loss == NamedLoss("cross_entropy")
+    assert read.penalty == {"l2": 1e-4, "smooth": Target("reg", "tv", {"power": 2})}
     assert read.optimizer is not None
     assert (read.optimizer.kind, read.optimizer.grad_clip) == ("SGD", 1.0)
     assert read.optimizer.options == {"lr": 0.1, "momentum": 0.9}
@@ -115,7 +117,7 @@ def test_example() -> None:
     )
     assert read.analyses == {"gradcheck": {"tolerance": 1e-5}, "eig": {"top": 5}, "hvp": {}}
     assert read.path == Path("curv.yaml")
-    assert read.where("analyses", "eig", "top") == "curv.yaml:12: analyses.eig.top"
+    assert read.where("analyses", "eig", "top") == "curv.yaml:13: analyses.eig.top"
 
 
 def test_the_least_spec() -> None:
@@ -177,6 +179,8 @@ def test_layers(text: str, layer: Layer) -> None:
 def test_targets_in_every_spelling(text: str) -> None:
     assert body(f"model: {text}").model == Target("pkg.tiny", "GPT", {"d": 64})
     assert body(f"loss: {text}").loss == TargetLoss("pkg.tiny", "GPT", {"d": 64})
+    own = {"own": Target("pkg.tiny", "GPT", {"d": 64})}
+    assert body(f"penalty: {{own: {text}}}").penalty == own
 
 
 @pytest.mark.parametrize(
@@ -191,6 +195,22 @@ def test_targets_in_every_spelling(text: str) -> None:
 )
 def test_losses(text: str, loss: object) -> None:
     assert body(f"loss: {text}").loss == loss
+
+
+@pytest.mark.parametrize(
+    ("text", "penalty"),
+    [
+        ("", {}),
+        ("{l1: 1, l2: 0}", {"l1": 1.0, "l2": 0.0}),
+        ("{l2: 1e-4}", {"l2": 1e-4}),
+        ("{l2: {target: 'm:f'}}", {"l2": Target("m", "f")}),
+        ("\n  a: {target: 'm:f'}\n  b: {target: 'm:f', args: {k: 1}}",
+         {"a": Target("m", "f"), "b": Target("m", "f", {"k": 1})}),
+    ],
+)  # fmt: skip
+def test_penalties(text: str, penalty: dict[str, float | Target]) -> None:
+    assert body(f"penalty: {text}").penalty == penalty
+    assert Spec(version=1, penalty=penalty).penalty == penalty
 
 
 @pytest.mark.parametrize(
@@ -273,6 +293,30 @@ def test_data(text: str, data: Any) -> None:
         ("loss: {}", "2: loss: needs name:, output: or target:"),
         ("loss: {name: 3}", "2: loss.name: 3 is not a function of torch.nn.functional"),
         ("loss: {output: true}", "2: loss.output: true should be a key or an index"),
+        ("penalty: 3", "2: penalty: 3 should be a mapping"),
+        ("penalty: [l2]", "2: penalty: should be a mapping"),
+        ("penalty:\n  l1: 1\n  l2: -1", "4: penalty.l2: -1 should be finite and not negative"),
+        ("penalty: {l2: .inf}", "2: penalty.l2: inf should be finite and not negative"),
+        ("penalty: {l2: .nan}", "2: penalty.l2: nan should be finite and not negative"),
+        ("penalty: {l2: true}", "2: penalty.l2: true should be a number, the penalty's weight, or"),
+        ("penalty: {l2: '1'}", "2: penalty.l2: '1' should be a number, the penalty's weight, or a"),
+        ("penalty: {l2: }", "2: penalty.l2: null should be a number, the penalty's weight, or a m"),
+        ("penalty: {l2: [1]}", "2: penalty.l2: should be a number, the penalty's weight, or a map"),
+        ("penalty:\n  l1: 1\n  l3: 1", "4: penalty: 'l3' is not known here — known are l1, l2, y"),
+        ("penalty: {smooth: 1}", "2: penalty: 'smooth' is not known here — known are l1, l2, your "
+         "own as {target: module:function}"),
+        ("penalty: {smooth: {}}", "2: penalty.smooth: needs target: module:function"),
+        ("penalty: {smooth: {args: {}}}", "2: penalty.smooth: needs target: module:function"),
+        ("penalty: {smooth: {tagret: a:b}}",
+         "2: penalty.smooth: 'tagret' is not known here — did you mean 'target'?"),
+        ("penalty: {smooth: {target: a.b}}",
+         "2: penalty.smooth.target: 'a.b' should be written module:function"),
+        ("penalty: {smooth: {target: a:b, arg: 3}}",
+         "2: penalty.smooth: 'arg' is not known here — did you mean 'args'"),
+        ("penalty: {smooth: {target: a:b, args: 3}}",
+         "2: penalty.smooth.args: 3 should be a mapping of argument names"),
+        ("penalty: {l2: 1, smooth: {_target_: a.b, _partial_: 1}}",
+         "2: penalty.smooth._partial_: this key is not supported"),
         ("optimizer: {lr: {a: 1}}", "2: optimizer.lr: should be a number, text, true, false or a"),
         ("optimizer: {lr: .nan}", "2: optimizer.lr: nan should be finite"),
         ("optimizer: {groups: [a]}", "2: optimizer.groups.0: 'a' should be a list"),
@@ -413,6 +457,10 @@ def test_schema() -> None:
     memory = drawn["$defs"]["Run"]["properties"]["memory"]
     assert "{'type': 'string'}" in str(memory)
     assert "metavar" not in str(drawn)
+    penalty = drawn["properties"]["penalty"]
+    assert set(penalty["properties"]) == {"l1", "l2"}
+    assert {"type": "number", "minimum": 0} in penalty["properties"]["l2"]["anyOf"]
+    assert "target" in penalty["additionalProperties"]["anyOf"][0]["properties"]
     assert "analyses" in schema()["properties"]
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from curvcli.errors import CurvError, memory_error
 from curvcli.load import checkpoint as checkpoints
 from curvcli.load import data as datas
 from curvcli.load import loss as losses
+from curvcli.load import penalty as penalising
 from curvcli.load.checkpoint import Checkpoint
 from curvcli.load.code import add_paths, call, find
-from curvcli.load.model import build
+from curvcli.load.model import build, rebuild
 from curvcli.load.optimizer import fresh, resolve
 from curvcli.load.weights import fit
 from curvcli.optimizer import SavedOptimizer
@@ -56,7 +57,7 @@ def assemble(
     add_paths(spec.python_path)
     model = build(spec.model)
     notes = [*found.notes, *fit(model, found.weights)]
-    device, dtype = _device(run.device), _dtype(run.dtype, model)
+    device, dtype = device_of(run.device), _dtype(run.dtype, model)
     model = _placed(model, device, dtype, notes)
 
     changes = {"batch_size": batch_size, "samples": samples}
@@ -78,8 +79,10 @@ def assemble(
         optimizer=partial(_optimizer, spec, found, model),
         heldout=() if held is None else tuple(b.map(move) for b in held.batches(data.batch_size)),
         training=training,
+        fresh=partial(rebuild, spec.model, model),
     )
     _tried(problem)
+    problem = _penalised(problem, spec, notes)
     if not isinstance(spec.loss, NamedLoss) and not _is_mean(problem):
         notes.append(
             "the loss is no mean over examples, so figures depend on --batch-size: let its "
@@ -101,7 +104,11 @@ def _optimizer(spec: Spec, found: Checkpoint, model: nn.Module) -> SavedOptimize
     return fresh(options, model)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Choose the device of this name; `auto` is CUDA where there is one.
+
+    Raises: CurvError (E_USAGE) where this machine has none of that name.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -139,6 +146,17 @@ def _loss(loss: NamedLoss | OutputLoss | TargetLoss) -> Loss:
     if isinstance(loss, OutputLoss):
         return losses.returned(str(loss.key))
     return losses.custom(find(loss.module, loss.name), loss.args)
+
+
+def _penalised(problem: Problem, spec: Spec, notes: list[str]) -> Problem:
+    """Add the penalties, evaluated once each, and say what becomes of them."""
+    for name, value in spec.penalty.items():
+        said = "checked apart by gradcheck; no other figure includes it"
+        notes.append(f"penalty {name}: {said if value else 'its weight is 0, so it is left out'}")
+    weighty = {name: value for name, value in spec.penalty.items() if value}
+    problem = replace(problem, penalties=penalising.penalties(weighty, problem.names))
+    penalising.tried(problem)
+    return problem
 
 
 def _tried(problem: Problem) -> None:

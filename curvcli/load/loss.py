@@ -84,23 +84,18 @@ class _Terms:
             terms = self._terms(out, target, options)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise _misfit(self.name, out, target, error) from error
-        return Terms(terms.sum(), self._weight(terms, target, options, batch))
+        if self.per_example:
+            return Terms(terms.sum(), float(batch.size))
+        if self.name not in INDEXED or target.is_floating_point():
+            return Terms(terms.sum(), float(terms.numel()))
+        counts = target != options.get("ignore_index", -100)
+        weight = options.get("weight")
+        total = counts.sum() if weight is None else weight[target[counts]].sum()
+        return Terms(terms.sum(), total, counts.logical_not().sum())
 
     def _terms(self, out: Tensor, target: Tensor, options: Mapping[str, Any]) -> Tensor:
         terms: Tensor = self.function(out, target, reduction="none", **options)
         return terms
-
-    def _weight(
-        self, terms: Tensor, target: Tensor, options: Mapping[str, Any], batch: Batch
-    ) -> Tensor | float:
-        if self.per_example:
-            return float(batch.size)
-        if self.name not in INDEXED or target.is_floating_point():
-            return float(terms.numel())
-        counts = target != options.get("ignore_index", -100)
-        weight = options.get("weight")
-        total: Tensor = counts.sum() if weight is None else weight[target[counts]].sum()
-        return total
 
 
 def _misfit(name: str, out: Tensor, target: Tensor, error: Exception) -> CurvError:

@@ -36,9 +36,7 @@ def fit(model: nn.Module, weights: Weights) -> list[str]:
     match equally well, E_DTYPE where a cast would lose more than precision. Then the model keeps
     its values.
     """
-    tie = getattr(model, "tie_weights", None)
-    if callable(tie):
-        tie()
+    tie(model)
     wanted = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     match = _match(wanted, weights)
     if match.missing or match.shapes:
@@ -47,9 +45,15 @@ def fit(model: nn.Module, weights: Weights) -> list[str]:
     notes = _said(match, wanted) + _casts(match, wanted, weights)
     loaded = {name: weights[key] for name, key in match.pairs.items()}
     model.load_state_dict(loaded, strict=False)  # strictness was checked above, prefix and ties too
-    if callable(tie):
-        tie()
+    tie(model)
     return notes
+
+
+def tie(model: nn.Module) -> None:
+    """Tie what the model itself ties after its weights are made or loaded."""
+    method = getattr(model, "tie_weights", None)
+    if callable(method):
+        method()
 
 
 def _match(wanted: Weights, weights: Weights) -> Match:

@@ -252,6 +252,31 @@ def test_modules(module: nn.Module, pair: Pair) -> None:
     assert found == pytest.approx(float(expected), rel=1e-7)
 
 
+@pytest.mark.parametrize("index", [-100, 1])
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_ignored_targets_are_counted(index: int, weight: list[float] | None) -> None:
+    out, target = positions()
+    target[0, :3] = index
+    args: dict[str, Any] = {"ignore_index": index} | ({"weight": weight} if weight else {})
+    given = torch.tensor(weight).double() if weight else None
+    module = nn.CrossEntropyLoss(weight=given, ignore_index=index)
+    target = target.clamp_min(0) if index == 1 else target
+    expected = int((target == index).sum())
+    assert expected > 0
+    batch = Batch(None, target, N)
+    assert int(named("cross_entropy", args)(out, batch).ignored) == expected
+    assert int(named("nll_loss", args)(out.log_softmax(1), batch).ignored) == expected
+    assert int(as_loss(module)(out, batch).ignored) == expected
+
+
+def test_nothing_else_is_ignored() -> None:
+    out, target = shares()
+    assert named("cross_entropy", {})(out, Batch(None, target, N)).ignored == 0
+    assert named("mse_loss", {})(out, Batch(None, target, N)).ignored == 0
+    assert custom(lambda a, b: a.mean(), {})(out, Batch(None, target, N)).ignored == 0
+    assert int(named("cross_entropy", {})(out, Batch(None, classes(3, N), N)).ignored) == 0
+
+
 def test_functionals_and_what_else_python_has() -> None:
     out, target = ignored()
     expected = functional.cross_entropy(out, target).item()

@@ -11,7 +11,7 @@ from torch import nn
 
 from curvcli.errors import CurvError
 from curvcli.load.code import add_paths, call, find
-from curvcli.load.model import build
+from curvcli.load.model import build, rebuild
 from curvcli.spec import Layers, Target
 
 NAME = "factories_for_tests"
@@ -35,6 +35,20 @@ def number():
 
 def broken():
     raise RuntimeError("out of\\nluck")
+
+made = Net()
+
+def same():
+    return made
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(2, 2, bias=False)
+        self.b = nn.Linear(2, 2, bias=False)
+
+    def tie_weights(self):
+        self.b.weight = self.a.weight
 
 def leaving():
     raise SystemExit(3)
@@ -111,6 +125,23 @@ def test_factories() -> None:
         again = build(Target(NAME, name, {"width": 5}))
         assert torch.equal(model.state_dict()["layer.weight"], again.state_dict()["layer.weight"])
     assert type(build(Target(NAME, "Net.Inner"))).__name__ == "Inner"
+
+
+def test_built_again() -> None:
+    target = Target(NAME, "Net", {"width": 5})
+    loaded = build(target)
+    again = rebuild(target, loaded)
+    assert again is not loaded
+    assert torch.equal(again.state_dict()["layer.weight"], loaded.state_dict()["layer.weight"])
+    tied = Target(NAME, "Tied")
+    assert [n for n, _ in rebuild(tied, build(tied)).named_parameters()] == ["a.weight"]
+
+
+def test_a_factory_that_keeps_its_model() -> None:
+    target = Target(NAME, "same")
+    with pytest.raises(CurvError, match="gives the parameters that were loaded") as failed:
+        rebuild(target, build(target))
+    assert failed.value.code == "E_MODEL"
 
 
 @pytest.mark.parametrize(
