@@ -100,3 +100,48 @@ def built(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make().double()
+
+
+def output_of(problem: Problem, batch: Batch, theta: Tensor) -> Tensor:
+    """Evaluate the one tensor that a model returns, alone or in a dict."""
+    args, kwargs = arguments(batch.inputs)
+    found = functional_call(problem.model, problem.layout.named(theta), args, kwargs)
+    output: Tensor = found if isinstance(found, Tensor) else next(iter(found.values()))
+    return output
+
+
+def dense_gauss_newton(problem: Problem) -> Tensor:
+    """Put the loss's Hessian by the outputs between Jacobians that are held whole."""
+    G = torch.zeros(problem.layout.size, problem.layout.size, dtype=torch.float64)
+    differentiate: Any = torch.autograd.functional
+    with problem.engaged(), second_order(problem.model):
+        for batch in problem.batches:
+
+            def outputs(theta: Tensor, batch: Batch = batch) -> Tensor:
+                return output_of(problem, batch, theta)
+
+            def share(output: Tensor, batch: Batch = batch) -> Tensor:
+                return problem.loss(output, batch).total / problem.measure.weight
+
+            f = outputs(problem.vector()).detach()
+            J = differentiate.jacobian(outputs, problem.vector()).reshape(f.numel(), -1)
+            H = differentiate.hessian(share, f).reshape(f.numel(), f.numel())
+            G += J.T @ H @ J
+    return G
+
+
+def dense_empirical(
+    problem: Problem, terms: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Add up w_i g_i g_i^T / sum_i w_i; `terms` gives l_i and w_i from an output and its target."""
+    F = torch.zeros(problem.layout.size, problem.layout.size, dtype=torch.float64)
+    total = 0.0
+    with problem.engaged(), second_order(problem.model):
+        for batch in problem.batches:
+            theta = problem.vector().requires_grad_()
+            values, weights = terms(output_of(problem, batch, theta), batch.target)
+            for value, w in zip(values.flatten(), weights.flatten().tolist(), strict=True):
+                (g,) = torch.autograd.grad(value, theta, retain_graph=True)
+                F += w * torch.outer(g, g)
+                total += w
+    return F / total

@@ -43,7 +43,7 @@ class Products(LinearOperator):
             yield
 
     def matvec(self, v: Tensor) -> Tensor:
-        """Multiply: v (n,) to H v (n,).
+        """Multiply: v (n,) to the product (n,).
 
         Raises: CurvError (E_NONFINITE) where the product is not finite.
         """
