@@ -26,12 +26,17 @@ ROOMS = {
     "optimizer": "errors",
     "batches": "errors",
     "derivatives": "",
-    "problem": "batches derivatives errors optimizer params",
+    "modules": "errors",
+    "problem": "batches derivatives errors modules optimizer params",
+    "determinism": "errors modules problem",
     "updates": "derivatives optimizer problem",
     "spec": "errors mistakes options",
-    "load": "batches errors mistakes options optimizer params problem spec version",
-    "curvature": "batches derivatives errors linalg params problem work",
+    "load": "batches errors mistakes modules options optimizer params problem spec version",
+    "curvature": "batches derivatives determinism errors linalg params problem work",
+    "gradients": "batches curvature derivatives errors linalg params problem work",
     "analyses": "errors options report work",
+    "selftest": "analyses batches load problem report version work",
+    "testing": "report sinks",
     "sinks": "errors report",
     "files": "errors",
     "flags": "options",
@@ -45,25 +50,32 @@ ROOMS = {
 """What each room may import of the others; a package is one room, and so are the spec's files."""
 
 INSIDE = {
-    "analyses": "curvature linalg optimizer params problem updates",
-    "cli": "load progress runner work",
+    "analyses": "curvature determinism gradients linalg optimizer params problem updates",
+    "cli": "load progress runner selftest work",
+    "testing": "curvcli",
     "curvcli": "analyses batches load options problem work",
     "__main__": "analyses cli mistakes sinks",
 }
 """What a room may import besides inside its functions, where it costs nothing at start-up."""
 
 LIBRARIES = {
-    "torch": "batches curvature derivatives linalg load optimizer params problem runner updates",
+    "torch": "batches curvature derivatives determinism gradients linalg load modules optimizer "
+    "params problem runner selftest updates",
     "numpy": "load",
     "rich": "sinks",
     "typer": "cli flags",
-    "pydantic": "flags mistakes options spec",
+    "pydantic": "analyses flags mistakes options spec",
     "pydantic_core": "mistakes",
     "yaml": "spec",
 }
 """The rooms that may import a library at module level; any other may do so inside functions."""
 
-NEVER = {"torch": "sinks spec", "pandas": "analyses cli", "rich": "analyses linalg cli spec"}
+NEVER = {
+    "torch": "sinks spec",
+    "pandas": "analyses cli",
+    "rich": "analyses linalg cli spec",
+    "matplotlib": "analyses cli linalg output report spec",
+}
 """The rooms that may not import a library at all."""
 
 PRINTERS = {"cli.py", "__main__.py", "progress.py"}

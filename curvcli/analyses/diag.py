@@ -59,10 +59,11 @@ class Diag(Analysis):
         """Plan, then compute what the budget allows or what was asked for."""
         if self.method == "hutchinson":
             return self._estimate(problem, work, ())
-        problem.probe()
         from curvcli.curvature.diagonal import ExactDiagonal
         from curvcli.curvature.hessian import doubts
+        from curvcli.determinism import probe
 
+        probe(problem)
         exact = ExactDiagonal(problem, work.memory)
         each = sum(p.products for p in exact.parts)
         plan = f"exact diagonal: {each:,} products for each batch"

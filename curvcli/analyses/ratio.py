@@ -51,6 +51,7 @@ class Ratio(Analysis):
 
     def run(self, problem: "Problem", work: "Work") -> Result:
         """Recover the last update and take the next one."""
+        from curvcli.determinism import probe
         from curvcli.updates import last_updates, next_updates
 
         saved = problem.optimizer()
@@ -60,7 +61,7 @@ class Ratio(Analysis):
                 "the checkpoint holds no optimizer state, and the spec does not say class and lr",
                 "save optimizer.state_dict() too, or write optimizer: {class: SGD, lr: 0.1}",
             )
-        problem.probe()
+        probe(problem)
         params: dict[str, Tensor] = dict(problem.model.named_parameters())
         last = last_updates(saved, params)
         following, gradients = next_updates(problem, saved)

@@ -33,8 +33,7 @@ def second_order(model: nn.Module) -> Iterator[None]:
             stack.enter_context(_without_mkldnn())
         for m in model.modules():
             if isinstance(m, _WeightNorm):
-                m.__dict__["forward"] = partial(_weight_normed, m.dim)
-                stack.callback(m.__dict__.pop, "forward")
+                stack.enter_context(_weight_normed_by_formula(m))
         # Where nothing was compiled the compiler is not loaded, and loading it takes seconds.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -63,6 +62,18 @@ class WrittenOut(TorchFunctionMode):
             output, target = torch.broadcast_tensors(*args)  # type: ignore[no-untyped-call]
             return func(output, target, **kwargs | {"weight": torch.ones_like(output)})
         return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _weight_normed_by_formula(m: _WeightNorm) -> Iterator[None]:
+    before = m.__dict__.get("forward")
+    m.__dict__["forward"] = partial(_weight_normed, m.dim)
+    try:
+        yield
+    finally:
+        del m.__dict__["forward"]
+        if before is not None:
+            m.__dict__["forward"] = before
 
 
 def _weight_normed(dim: int, g: Tensor, v: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from curvcli.curvature.products import (
     Products,
     Rebuilt,
 )
+from curvcli.determinism import probe
 from curvcli.errors import CurvError
 from curvcli.linalg.operator import normal
 from curvcli.problem import Problem
@@ -62,7 +63,7 @@ def hessian(problem: Problem, work: Work) -> Chosen:
     Raises: CurvError (E_NO_HVP) where the method asked for does not work on this model,
         (E_NONDET) where gradients are random.
     """
-    problem.probe()
+    probe(problem)
     small = Small.of(problem)
     if work.method != "auto":
         gap, why = small.trial(work.method)

@@ -2,9 +2,12 @@
 
 The rule follows the CS231n notes on gradient checks (centred differences, relative error, float64,
 kinks) and adds what decides: for every step the mismatch D, the rounding floor R = 4 eps |L| / h
-and the kink gap K, how far the two one-sided differences are apart. Cost: 2 evaluations a step.
+and the kink gap K, how far the two one-sided differences are apart. Cost: 2 evaluations where the
+first step tells, 14 where all are needed.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,65 +48,173 @@ def compare(
     tolerance: float,
     eps: float,
 ) -> Comparison:
-    """Judge a claimed derivative by values at +-h.
+    """Judge one claimed derivative by values at +-h: `compare_all` for one place."""
+    claim = torch.tensor([analytic], dtype=torch.float64)
+    return compare_all(claim, steps, plus[None], minus[None], centre, tolerance, eps)[0]
 
-    steps, plus, minus: (s,) float64, steps descending and the function's values there; `centre`
-    is its value at 0, `eps` the unit of rounding of the evaluations.
+
+def compare_all(
+    analytic: Tensor,
+    steps: Tensor,
+    plus: Tensor,
+    minus: Tensor,
+    centre: Tensor | float,
+    tolerance: float,
+    eps: float,
+    scale: Tensor | float = 0.0,
+) -> list[Comparison]:
+    """Judge claimed derivatives (k,) by values at +-h.
+
+    steps: (s,) float64, descending; plus, minus: (k, s) float64, the functions' values there, NaN
+    where there is none; `centre` (k,) is their value at 0, `eps` the unit of rounding of the
+    evaluations, `scale` what their rounding is relative to where that is more than the values.
     """
-    finite = plus.isfinite() & minus.isfinite()
-    if not finite.any():
-        nan = float("nan")
-        return Comparison("unresolved", analytic, nan, nan, nan, nan, nan, nan)
-    steps, plus, minus = steps[finite], plus[finite], minus[finite]
-    n = (plus - minus) / (2 * steps)  # (s,)
-    largest = max(abs(centre), float(plus.abs().max()), float(minus.abs().max()))
-    R = 4 * eps * largest / steps
-    K = (plus - 2 * centre + minus).abs() / steps
-    D = (analytic - n).abs()
-    M = n.abs().clamp_min(abs(analytic))
-    error = _errors(n, R)
+    if not len(analytic):
+        return []
+    centre = torch.as_tensor(centre, dtype=torch.float64).expand(len(analytic))[:, None]  # (k, 1)
+    scale = torch.as_tensor(scale, dtype=torch.float64).expand(len(analytic))[:, None]
+    a = analytic[:, None].abs()
+    seen = plus.isfinite() & minus.isfinite()  # (k, s)
+    n = torch.where(seen, (plus - minus) / (2 * steps), torch.nan)
+    values = torch.where(seen, torch.maximum(plus.abs(), minus.abs()), 0.0)
+    largest = values.amax(1, keepdim=True).maximum(centre.abs()).maximum(scale)
+    R = torch.where(seen, 4 * eps * largest / steps, torch.inf)
+    K = torch.where(seen, (plus - 2 * centre + minus).abs() / steps, torch.inf)
+    D = (analytic[:, None] - n).abs()
+    M = torch.maximum(n.abs(), a)
+    error = _errors(n)
     certified = (tolerance * M >= R) & (M > 0)
     # A claim may meet one step by chance, where truncation makes up for what is wrong with it: a
     # neighbouring step must tell the same, or the two sides of this one.
     passes = certified & (tolerance * M >= D) & (3 * tolerance * M >= torch.minimum(error, K))
-    blames = certified & (20 * R + 10 * K + tolerance * M < D)
-    best = int((error + R).argmin())
-    verdict: Verdict = "unresolved"
-    if _consistent(n, D, blames):
-        verdict = "fail"
-    elif bool(passes.any()):
-        verdict = "pass"
-        # Of the steps that certify, the one that agrees best is the one to show.
-        best = int(torch.where(passes, D / M, torch.inf).argmin())
-    elif abs(analytic) <= float(R.min()) and bool((n.abs() <= R + K).any()):
-        verdict = "vacuous"
-    numeric = float(n[best])
-    size = max(abs(analytic), abs(numeric))
-    return Comparison(
-        verdict=verdict,
-        analytic=analytic,
-        numeric=numeric,
-        relative=abs(analytic - numeric) / size if size else 0.0,
-        error=float(error[best] + R[best]),
-        step=float(steps[best]),
-        kink=float(K[best]),
-        floor=float(R.min()) / tolerance,
+    blames = certified & (20 * R + tolerance * M < D)
+    failed = _consistent(steps, n, D, K, blames, passes)
+    passed = passes.any(1) & ~failed
+    least = R.amin(1)
+    # Where every value is zero there is no telling what they are rounded to.
+    blind = (largest[:, 0] == 0) & (a[:, 0] > 0)
+    failed &= ~blind
+    vacuous = (a[:, 0] <= least) & (seen & (n.abs() <= R + K)).any(1)
+    uncertainty = torch.where(error.isfinite(), error, K) + R
+    # Of the steps that certify, the one that agrees best is the one to show.
+    best = torch.where(
+        passed, torch.where(passes, D / M, torch.inf).argmin(1), uncertainty.argmin(1)
     )
 
+    def at_best(t: Tensor) -> list[float]:
+        found: list[float] = t.expand_as(n).gather(1, best[:, None])[:, 0].tolist()
+        return found
 
-def _errors(n: Tensor, R: Tensor) -> Tensor:
-    """Estimate each step's truncation: its distance to the nearer neighbour's value."""
-    if len(n) == 1:
-        return torch.full_like(n, torch.inf)
-    gaps = (n[1:] - n[:-1]).abs()
-    inf = torch.full_like(gaps[:1], torch.inf)
-    return torch.minimum(torch.cat([inf, gaps]), torch.cat([gaps, inf]))
+    words: list[Verdict] = [
+        "fail" if f else "pass" if p else "vacuous" if v else "unresolved"
+        for f, p, v in zip(failed.tolist(), passed.tolist(), vacuous.tolist(), strict=True)
+    ]
+    relative = torch.where(M > 0, D / M, torch.where(seen, 0.0, torch.nan))
+    columns = (n, relative, uncertainty, steps[None], K)
+    rows = zip(
+        words, analytic.tolist(), *map(at_best, columns), (least / tolerance).tolist(), strict=True
+    )
+    return [Comparison(*row) if math.isfinite(row[2]) else _blind(row[1]) for row in rows]
 
 
-def _consistent(n: Tensor, D: Tensor, blames: Tensor) -> bool:
-    """Decide whether two neighbouring steps agree with one another against the claim.
+def _blind(analytic: float) -> Comparison:
+    """Say that no value was finite."""
+    nan = math.nan
+    return Comparison("unresolved", analytic, nan, nan, nan, nan, nan, nan)
 
-    Truncation alone makes steps disagree with one another as much as with a right claim.
+
+def _errors(n: Tensor) -> Tensor:
+    """Estimate each step's truncation: its distance to the nearer neighbour's value (k, s)."""
+    gaps = (n[:, 1:] - n[:, :-1]).abs().nan_to_num(torch.inf)
+    inf = torch.full_like(n[:, :1], torch.inf)
+    return torch.minimum(torch.cat([inf, gaps], 1), torch.cat([gaps, inf], 1))
+
+
+def _consistent(
+    steps: Tensor, n: Tensor, D: Tensor, K: Tensor, blames: Tensor, passes: Tensor
+) -> Tensor:
+    """Decide whether two neighbouring steps agree with one another against the claim (k,).
+
+    Truncation alone makes steps disagree with one another as much as with a right claim; and where
+    a finer step than both certifies the claim, it is they that are too coarse. A gap between the
+    one-sided differences excuses the claim as a kink does, unless it shrinks as the step does:
+    then it is curvature, of which centred differences are free.
     """
-    both = blames[1:] & blames[:-1]
-    return bool((both & ((n[1:] - n[:-1]).abs() <= 0.1 * torch.minimum(D[1:], D[:-1]))).any())
+    fine, coarse = slice(1, None), slice(None, -1)
+    curved = (K[:, coarse] - steps[coarse] / steps[fine] * K[:, fine]).abs() <= 0.1 * K[:, coarse]
+    kinked = 10 * torch.maximum(K[:, coarse], K[:, fine]) >= torch.minimum(D[:, coarse], D[:, fine])
+    both = blames[:, coarse] & blames[:, fine] & (curved | ~kinked)
+    alike = (n[:, fine] - n[:, coarse]).abs() <= 0.1 * torch.minimum(D[:, fine], D[:, coarse])
+    order = torch.arange(n.shape[1])
+    finest = torch.where(passes, order, -1).amax(1, keepdim=True)
+    return (both & alike & (order[fine] > finest)).any(1)
+
+
+Sample = Callable[[Tensor, Tensor], Tensor]
+"""Values (m,) float64 at places (m,) int64, displaced by signed steps (m,) float64."""
+
+
+def judge(
+    analytic: Tensor,
+    size: float,
+    centre: float,
+    sample: Sample,
+    tolerance: float,
+    eps: float,
+    scale: float = 0.0,
+) -> list[Comparison]:
+    """Judge claimed derivatives (k,), evaluating no more than it takes.
+
+    Each place is first asked at the one step that suits the size of its claim: 2 evaluations, all
+    that a right claim needs as a rule. Where that does not certify it the neighbouring steps
+    follow, and then all that rounding leaves. Steps are STEPS times `size`; `scale` is as in
+    `compare_all`.
+    """
+    steps = size * torch.tensor(STEPS, dtype=torch.float64)  # (s,)
+    noise = 4 * eps * max(abs(centre), scale)
+    first = _first_step(analytic, steps, noise / tolerance)  # (k,)
+    values = torch.full((2, len(analytic), len(steps)), torch.nan, dtype=torch.float64)
+    asked = torch.zeros(len(analytic), len(steps), dtype=torch.bool)
+    found: list[Comparison] = [_blind(x) for x in analytic.tolist()]
+    left = torch.arange(len(analytic))
+    for reach in (0, 1, len(STEPS)):
+        near = (torch.arange(len(steps)) - first[left, None]).abs() <= reach
+        if reach > 1:
+            near &= _telling(
+                analytic[left], [found[i].numeric for i in left.tolist()], steps, noise
+            )
+        where, which = torch.nonzero(near & ~asked[left], as_tuple=True)
+        if not len(where):
+            break
+        places, h = left[where], steps[which]
+        new = sample(torch.cat([places, places]), torch.cat([h, -h])).view(2, -1)
+        values[:, places, which], asked[places, which] = new, True
+        plus, minus = values[0, left], values[1, left]
+        fresh = compare_all(analytic[left], steps, plus, minus, centre, tolerance, eps, scale)
+        for place, comparison in zip(left.tolist(), fresh, strict=True):
+            found[place] = comparison
+        left = torch.tensor([i for i in left.tolist() if not _settled(found[i], tolerance)])
+        if not len(left):
+            break
+    return found
+
+
+def _settled(c: Comparison, tolerance: float) -> bool:
+    flat = c.verdict == "vacuous" and c.kink <= c.floor * tolerance
+    return flat or c.verdict in ("pass", "fail")
+
+
+def _telling(analytic: Tensor, numeric: list[float], steps: Tensor, noise: float) -> Tensor:
+    """Pick the steps whose rounding does not drown what is there: no other can tell (k, s)."""
+    n = torch.tensor(numeric, dtype=torch.float64).nan_to_num(torch.inf)
+    return 20 * noise / steps <= (analytic.abs() + n.abs())[:, None]
+
+
+def _first_step(analytic: Tensor, steps: Tensor, need: float) -> Tensor:
+    """Choose where to begin: the smallest step whose rounding is far below the tolerance (k,).
+
+    A claim too small for any step to certify, as of zero, is looked at from 0.01 of the size.
+    """
+    h = need / analytic.abs()
+    enough = (steps >= 10 * h[:, None]).sum(1) - 1
+    return torch.where(steps[0] >= h, enough.clamp_min(0), 1)

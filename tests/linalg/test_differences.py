@@ -85,7 +85,9 @@ def test_constants(value: float) -> None:
     found = judge(lambda t: value, 1.0, 0.0)
     assert found.verdict == "vacuous"
     assert found.relative == 0.0
-    assert judge(lambda t: value, 1.0, max(abs(value), 1.0)).verdict == "fail"
+    # Of zeros alone nobody knows what they are rounded to.
+    expected = "fail" if value else "unresolved"
+    assert judge(lambda t: value, 1.0, max(abs(value), 1.0)).verdict == expected
 
 
 def test_a_claim_of_zero_where_there_is_a_slope() -> None:

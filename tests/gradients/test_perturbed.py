@@ -6,7 +6,8 @@ from oracles import rng
 from torch import Tensor, nn
 from zoo import ZOO, mlp, posed, vectors
 
-from curvcli.curvature.perturbed import Perturbed
+from curvcli.gradients.perturbed import Perturbed
+from curvcli.gradients.places import Places
 from curvcli.problem import Problem
 
 BATCHED = ("mlp", "convolution, eval", "layer norm", "fused attention", "tied, ignored tokens")
@@ -33,6 +34,12 @@ def displaced(problem: Problem, name: str, count: int = 3) -> Tensor:
     return 0.1 * torch.randn(shape, generator=rng(), dtype=torch.float64)
 
 
+def moved(evaluate: Perturbed, name: str, d: Tensor) -> Tensor:
+    """Evaluate at displacements (k, *shape)."""
+    places = Places(d.shape[1:], d.reshape(len(d), -1), ())
+    return evaluate.at(name, places, torch.arange(len(d)), torch.ones(len(d), dtype=torch.float64))
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_values(name: str) -> None:
     problem = ZOO[name]()
@@ -40,7 +47,7 @@ def test_values(name: str) -> None:
         evaluate = Perturbed(problem)
         for parameter in problem.names:
             d = displaced(problem, parameter)
-            found = evaluate.at(parameter, d)
+            found = moved(evaluate, parameter, d)
             assert found.dtype == torch.float64
             expected = [directly(problem, parameter, each) for each in d]
             assert found.tolist() == pytest.approx(expected, rel=1e-12)
@@ -54,8 +61,8 @@ def test_the_memory_budget_changes_nothing(memory: float) -> None:
     problem = posed(mlp, vectors())
     d = displaced(problem, "0.weight", 150)
     with problem.engaged():
-        whole = Perturbed(problem).at("0.weight", d)
-        assert torch.allclose(Perturbed(problem, memory).at("0.weight", d), whole, rtol=1e-14)
+        whole = moved(Perturbed(problem), "0.weight", d)
+        assert torch.allclose(moved(Perturbed(problem, memory), "0.weight", d), whole, rtol=1e-14)
 
 
 class Deciding(nn.Module):
@@ -75,7 +82,7 @@ def test_what_cannot_be_batched_is_looped() -> None:
     with problem.engaged():
         evaluate = Perturbed(problem)
         d = displaced(problem, "layer.weight")
-        found = evaluate.at("layer.weight", d)
+        found = moved(evaluate, "layer.weight", d)
     assert "data-dependent control flow" in evaluate.why_looped
     assert found.tolist() == pytest.approx([directly(problem, "layer.weight", e) for e in d])
 
@@ -99,7 +106,7 @@ def test_batched_values_that_differ_are_not_used() -> None:
     with problem.engaged():
         evaluate = Perturbed(problem)
         d = displaced(problem, "layer.weight")
-        found = evaluate.at("layer.weight", d)
+        found = moved(evaluate, "layer.weight", d)
     assert evaluate.why_looped == "batched evaluations differ from plain ones"
     assert found.tolist() == pytest.approx(
         [directly(problem, "layer.weight", e) for e in d], rel=1e-14
@@ -110,5 +117,5 @@ def test_parameters_are_left_alone() -> None:
     problem = posed(mlp, vectors())
     before = problem.vector()
     with problem.engaged():
-        Perturbed(problem).at("0.bias", displaced(problem, "0.bias"))
+        moved(Perturbed(problem), "0.bias", displaced(problem, "0.bias"))
     assert torch.equal(problem.vector(), before)

@@ -1,0 +1,166 @@
+"""The gradient of a problem against differences of its loss, tensor by tensor.
+
+The gradient comes from one joint backward, as in training; each tensor's differences come from two
+evaluations at each place where the first step tells, and 14 where it does not.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from curvcli.gradients.grain import grain
+from curvcli.gradients.perturbed import Perturbed
+from curvcli.gradients.places import Places, choose
+from curvcli.gradients.reading import Found, Reading, zeros
+from curvcli.linalg.differences import Comparison, judge
+from curvcli.linalg.operator import normal
+from curvcli.problem import Problem
+
+HUNTS = 3
+"""How many times a wrong tensor is bisected for a wrong entry."""
+
+NUDGE = 0.01
+"""How far from the parameters a failure is looked for again, relative to their size."""
+
+SWEEP = tuple(10.0 ** (-k / 2) for k in range(21))
+"""Steps of a sweep, relative to the parameter's size: half-decades from 1 to 1e-10."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How closely a tensor is looked at; `entries` None is every one."""
+
+    directions: int
+    entries: int | None
+    tolerance: float
+
+
+class First:
+    """Checks the tensors of a problem whose model is held in its mode."""
+
+    def __init__(
+        self, problem: Problem, reach: Reach, rng: torch.Generator, memory: float | None = None
+    ) -> None:
+        self.problem = problem
+        self.reach = reach
+        self.rng = rng
+        self.memory = memory
+        self.gradient = problem.layout.named(problem.gradient())
+        self.evaluate = Perturbed(problem, memory)
+        self.grain = grain(problem)
+
+    def readings(self) -> Iterator[Reading]:
+        """Check one tensor after the other, in the model's order, but those without entries."""
+        for name, g in self.gradient.items():
+            if g.numel():
+                yield self.read(name)
+
+    def read(self, name: str) -> Reading:
+        """Compare at every chosen place of one tensor; in a wrong one, hunt for bad entries."""
+        g = self.gradient[name].cpu()
+        places = choose(g, self.reach.directions, self.reach.entries, self.rng)
+        comparisons = self._judged(name, places)
+        found = _found(places, comparisons)
+        reading = Reading(name, g.shape, found, zeros(g))
+        if reading.verdict != "fail":
+            return reading
+        wrong = _one(places, [c.verdict for c in comparisons].index("fail"))
+        if not self._fails_plainly(name, wrong):
+            self.evaluate.why_looped = "batched evaluations differ from plain ones"
+            return self.read(name)
+        if not self._elsewhere._fails_plainly(name, wrong):
+            return reading.doubted()
+        if self.reach.entries is not None and g.numel() > 1:
+            step = reading.worst.comparison.step
+            hunted = {self._bisected(name, step) for _ in range(HUNTS)} - set(places.entries)
+            more = Places(g.shape, places.dense[:0], tuple(hunted))
+            found += _found(more, self._judged(name, more))
+        return replace(reading, found=found)
+
+    @cached_property
+    def _elsewhere(self) -> "First":
+        """The same check from parameters nearby, in which no kink lies where it lies here.
+
+        Where several kinks meet at the very point, as where a row of zeros meets a bias of zeros,
+        what they do to the one-sided differences may cancel, and a right gradient looks wrong.
+        """
+        nearby = {
+            n: t + NUDGE * size_of(t) * normal(t, self.rng) for n, t in self.evaluate.values.items()
+        }
+        with self.problem.displaced(nearby):
+            return First(self.problem, self.reach, self.rng, self.memory)
+
+    def sweep(self, name: str) -> list[float]:
+        """Take the relative error along one direction at every step of SWEEP; NaN without value."""
+        g = self.gradient[name].cpu()
+        places = choose(g, 1, 0, self.rng)
+        steps = size_of(self.evaluate.values[name]) * torch.tensor(SWEEP, dtype=torch.float64)
+        which = torch.zeros(2 * len(steps), dtype=torch.int64)
+        values = self.evaluate.at(name, places, which, torch.cat([steps, -steps])).view(2, -1)
+        numeric = (values[0] - values[1]) / (2 * steps)
+        analytic = places.slopes(g)
+        relative: list[float] = (
+            (analytic - numeric).abs() / torch.maximum(analytic.abs(), numeric.abs())
+        ).tolist()
+        return relative
+
+    def _judged(self, name: str, places: Places, *, plain: bool = False) -> list[Comparison]:
+        how = self.evaluate.plainly if plain else self.evaluate.at
+        return judge(
+            places.slopes(self.gradient[name]),
+            size_of(self.evaluate.values[name]),
+            self.evaluate.plain,
+            partial(how, name, places),
+            self.reach.tolerance,
+            torch.finfo(self.gradient[name].dtype).eps,
+            self.grain,
+        )
+
+    def _fails_plainly(self, name: str, place: Places) -> bool:
+        """Look again at one place without batching: nobody is blamed for what vmap does."""
+        return self._judged(name, place, plain=True)[0].verdict == "fail"
+
+    def _bisected(self, name: str, step: float) -> int:
+        """Find an entry of a wrong gradient that is off by much: 4 log2(n) evaluations.
+
+        Of the two halves of what is left, follow the one along which a random direction disagrees
+        more; a lone wrong entry is found surely, one of many by chance, likelier the worse it is.
+        """
+        g = self.gradient[name].cpu()
+        weights = torch.randn(g.numel(), generator=self.rng, dtype=torch.float64)
+        which = torch.tensor([0, 1, 0, 1])
+        steps = step * torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
+        left, right = 0, g.numel()
+        while right - left > 1:
+            middle = (left + right) // 2
+            halves = torch.zeros(2, g.numel(), dtype=torch.float64)
+            halves[0, left:middle] = weights[left:middle]
+            halves[1, middle:right] = weights[middle:right]
+            places = Places(g.shape, halves, ())
+            values = self.evaluate.at(name, places, which, steps)
+            off = (places.slopes(g) - (values[:2] - values[2:]) / (2 * step)).abs()
+            left, right = (left, middle) if off[0] >= off[1] else (middle, right)
+        return left
+
+
+def _found(places: Places, comparisons: list[Comparison]) -> tuple[Found, ...]:
+    d = len(places.dense)
+    pairs = zip(places.names, comparisons, strict=True)
+    return tuple(Found(name, i < d, c) for i, (name, c) in enumerate(pairs))
+
+
+def _one(places: Places, at: int) -> Places:
+    """Pick one place."""
+    d = len(places.dense)
+    if at < d:
+        return Places(places.shape, places.dense[at : at + 1], ())
+    return Places(places.shape, places.dense[:0], (places.entries[at - d],))
+
+
+def size_of(t: Tensor) -> float:
+    """Give the size that steps are relative to; zeros have none of their own, nor has nothing."""
+    root = float(t.detach().double().square().mean().sqrt()) if t.numel() else 0.0
+    return root or 1.0

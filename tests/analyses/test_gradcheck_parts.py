@@ -1,0 +1,324 @@
+"""`gradcheck` beyond the loss: penalties, fresh weights, replay, second order, allow-list."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from faults import BUGS, RIGHT, around
+from questions import ask, classify, inputs, interrupted_at, mlp
+from second_faults import WRONG
+from torch import Tensor, nn
+
+from curvcli.analyses.gradcheck import Gradcheck
+from curvcli.errors import CurvError
+from curvcli.problem import Problem
+from curvcli.report import Result
+
+FEW = Gradcheck(samples=12)
+
+
+def verdicts(result: Result, part: str = "") -> dict[str, str]:
+    return {str(r["tensor"]): str(r["verdict"]) for r in result.rows if r["part"] == part}
+
+
+def small() -> Problem:
+    return classify(mlp(6, 5, 3), inputs(20, 6))
+
+
+class Halved(torch.autograd.Function):
+    """The identity, with half of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return 0.5 * gradients[0]
+
+
+def halved(x: Tensor) -> Tensor:
+    out: Tensor = Halved.apply(x)  # type: ignore[no-untyped-call]
+    return out
+
+
+# --- penalties ---------------------------------------------------------------------------------
+
+
+def weights_squared(model: nn.Module) -> Tensor:
+    return torch.stack(
+        [p.square().sum() for n, p in model.named_parameters() if "weight" in n]
+    ).sum()
+
+
+def test_each_penalty_is_checked_apart() -> None:
+    wrong = lambda model: halved(weights_squared(model))  # noqa: E731
+    p = replace(small(), penalties={"ridge": weights_squared, "odd": wrong})
+    result = ask(FEW, p)
+    assert set(verdicts(result).values()) == {"pass"}
+    # What a penalty is not about is no finding.
+    assert verdicts(result, "penalty ridge") == {"0.weight": "pass", "2.weight": "pass"}
+    assert verdicts(result, "penalty odd") == {"0.weight": "fail", "2.weight": "fail"}
+    assert result.status == "fail"
+    failed = [c for c in result.checks if c.status == "fail"]
+    assert {c.name for c in failed} == {"penalty odd: 0.weight", "penalty odd: 2.weight"}
+    assert all("penalty odd" in c.advice for c in failed)
+
+
+# --- fresh weights -----------------------------------------------------------------------------
+
+
+def test_the_fresh_model_is_checked_too() -> None:
+    p = replace(small(), fresh=lambda: mlp(6, 5, 3, seed=4))
+    result = ask(Gradcheck(samples=12, also_init=True), p)
+    assert set(verdicts(result, "fresh model").values()) == {"pass"}
+    trained, fresh = ([r["numeric"] for r in result.rows if r["part"] == part]
+                      for part in ("", "fresh model"))  # fmt: skip
+    assert trained != fresh
+
+
+class Saturating(nn.Module):
+    """Right for large inputs only, which training has come to give it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.detach().abs().mean() > 1e3 else halved(x)
+
+
+def test_a_bug_that_only_fresh_weights_show() -> None:
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 6), Saturating(), nn.Linear(6, 3))
+
+    trained = made()
+    with torch.no_grad():
+        next(trained.parameters()).mul_(1e4)
+    p = replace(classify(trained, inputs(20, 6)), fresh=made)
+    assert ask(FEW, p).status == "pass"
+    result = ask(Gradcheck(samples=12, also_init=True), p)
+    assert verdicts(result, "fresh model")["0.weight"] == "fail"
+    (culprit,) = [c for c in result.checks if c.name == "culprit"]
+    assert culprit.message.startswith("1: Saturating")
+
+
+def test_without_a_factory_there_is_no_fresh_model() -> None:
+    with pytest.raises(CurvError) as refused:
+        ask(Gradcheck(also_init=True), small())
+    assert refused.value.code == "E_USAGE"
+
+
+# --- replayed randomness -----------------------------------------------------------------------
+
+
+def dropping(bug: nn.Module | None = None) -> Problem:
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 6), nn.Dropout(0.4), bug or nn.Tanh(), nn.Linear(6, 3)]
+    p = classify(nn.Sequential(*layers), inputs(20, 6))
+    return replace(p, mode="train")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_replayed_dropout_is_a_fixed_function(seed: int) -> None:
+    with pytest.raises(CurvError, match=r"1 \(Dropout\)") as refused:
+        ask(FEW, dropping(), seed)
+    assert refused.value.code == "E_NONDET"
+    replayed = Gradcheck(samples=12, replay_rng=True, second_order=True)
+    result = ask(replayed, dropping(), seed)
+    assert set(verdicts(result).values()) == {"pass"}
+    assert set(verdicts(result, "Hessian").values()) == {"pass"}
+    assert not [n for n in result.notes if "one by one" in n]
+
+
+def test_replayed_dropout_does_not_hide_a_bug() -> None:
+    p = dropping(BUGS["a factor 2"].make())
+    result = ask(Gradcheck(samples=12, replay_rng=True), p)
+    assert verdicts(result)["0.weight"] == "fail"
+    (culprit,) = [c for c in result.checks if c.name == "culprit"]
+    assert culprit.message.startswith("2: ")
+
+
+# --- second order ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", WRONG)
+def test_no_wrong_second_derivative_passes(name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    p = around(WRONG[name](), seed)
+    assert ask(FEW, p, seed).status == "pass"  # the first derivative is right
+    result = ask(Gradcheck(samples=12, second_order=True), p, seed)
+    assert result.status == "fail"
+    assert "fail" in verdicts(result, "Hessian").values()
+    (culprit,) = [c for c in result.checks if c.name == "culprit"]
+    assert culprit.message.startswith("1: ")
+    assert "second derivative" in culprit.message
+
+
+def test_a_second_derivative_that_is_missing_is_undecided() -> None:
+    torch.manual_seed(0)
+    result = ask(Gradcheck(samples=12, second_order=True), around(RIGHT["embedding bag"].make(), 0))
+    (refused,) = [c for c in result.checks if c.name == "Hessian products"]
+    assert "not implemented" in refused.message
+    assert result.status == "undecided"
+
+
+@pytest.mark.parametrize(
+    "name", ["tanh", "wide relu", "layer norm", "attention", "gru", "weight norm", "tied"]
+)
+def test_no_right_second_derivative_fails(name: str) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        result = ask(
+            Gradcheck(samples=12, second_order=True), around(RIGHT[name].make(), seed), seed
+        )
+        assert result.status in ("pass", "warn"), result.headline
+        for part in ("Hessian", "Gauss-Newton"):
+            assert "pass" in verdicts(result, part).values()
+
+
+# --- the allow-list ----------------------------------------------------------------------------
+
+
+class Quantizer(nn.Module):
+    """Rounds, and passes gradients straight through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (x.round() - x).detach()
+
+
+def quantized(*after: nn.Module) -> Problem:
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("encoder", nn.Linear(6, 6))
+    model.add_module("quantizer", Quantizer())
+    for i, module in enumerate(after):
+        model.add_module(f"after{i}", module)
+    model.add_module("head", nn.Linear(6, 3))
+    return classify(model, 2 * inputs(20, 6))
+
+
+def test_an_intended_gradient_is_excused_and_listed() -> None:
+    assert ask(FEW, quantized()).status == "fail"
+    allowed = Gradcheck(samples=12, ignore={"quantizer.*": "straight-through"})
+    result = ask(allowed, quantized())
+    assert result.status == "pass"
+    found = verdicts(result)
+    assert found["encoder.weight"] == found["encoder.bias"] == "ignored"
+    assert found["head.weight"] == found["head.bias"] == "pass"
+    assert any(n.startswith("ignored: encoder.weight") and "straight-through" in n
+               for n in result.notes)  # fmt: skip
+    assert result.metrics["ignored"].value == 2
+
+
+def test_the_allow_list_hides_nothing_else() -> None:
+    allowed = Gradcheck(samples=12, ignore={"quantizer": "straight-through"})
+    result = ask(allowed, quantized(BUGS["a factor 2"].make()))
+    assert result.status == "fail"
+    (culprit,) = [c for c in result.checks if c.name == "culprit"]
+    assert culprit.message.startswith("after0: ")
+
+
+def test_a_tensor_can_be_ignored_by_name() -> None:
+    p = around(BUGS["a factor 2"].make(), 0)
+    result = ask(Gradcheck(samples=12, ignore={"0.weight": "known", "0.bias": "known"}), p)
+    assert verdicts(result)["0.weight"] == "ignored"
+
+
+def test_an_entry_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(CurvError, match=r"'quantiser\.\*' matches no parameter and no module"):
+        ask(Gradcheck(ignore={"quantiser.*": "straight-through"}), quantized())
+
+
+def test_an_entry_that_excuses_nothing_is_told() -> None:
+    result = ask(Gradcheck(samples=12, ignore={"2": "was wrong once"}), small())
+    assert result.status == "pass"
+    assert "ignore: '2' excused nothing here" in result.notes
+
+
+@pytest.mark.parametrize("given", [["q.*"], {"q.*": " "}, [3], {"": "why"}])
+def test_an_entry_needs_a_reason(given: Any) -> None:
+    with pytest.raises(ValueError, match="reason"):
+        Gradcheck(ignore=given)
+
+
+@pytest.mark.parametrize("given", [["q.*=why not"], [{"q.*": "why not"}], {"q.*": "why not"}])
+def test_spellings_of_the_allow_list(given: Any) -> None:
+    assert Gradcheck(ignore=given).ignore == {"q.*": "why not"}
+
+
+# --- the sweep, coverage, reach ----------------------------------------------------------------
+
+
+def test_a_sweep_is_a_v_for_a_right_tensor_and_flat_for_a_wrong_one() -> None:
+    p = around(BUGS["a factor 2"].make(), 0)
+    (figure,) = ask(Gradcheck(samples=12, sweep=True), p).figures
+    lines = {line.label: line for line in figure.lines}
+    right = [y for y in lines["2.weight"].y if y is not None]
+    assert min(right) < 1e-8
+    assert right[0] > 1e3 * min(right)
+    assert right[-1] > 1e3 * min(right)
+    wrong = [y for y in lines["0.weight"].y if y is not None]
+    assert min(wrong[4:]) > 0.1
+    assert lines["0.weight"].status == "fail"
+    assert [level.value for level in figure.levels] == [FEW.tolerance]
+
+
+def test_what_is_not_exercised_is_told() -> None:
+    model = nn.Sequential(
+        nn.Embedding(10, 4), nn.Flatten(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3)
+    )
+    with torch.no_grad():
+        model.get_parameter("2.bias")[2] = -100.0  # a unit that never fires
+    x = torch.randint(6, (20, 2), generator=torch.Generator().manual_seed(0))
+    y = torch.arange(20) % 3
+    y[:4] = -100
+    from curvcli.batches import Batch
+    from curvcli.load.loss import named
+
+    p = Problem.of(model, named("cross_entropy", {}), [Batch(x, y, 20)])
+    notes = "\n".join(ask(Gradcheck(samples=20), p).notes)
+    assert "4 of 10 of 0.weight" in notes
+    assert "1 of 5 of 2.weight" in notes
+    assert "targets left out by ignore_index: 4" in notes
+    assert "depth: " in notes
+
+
+def test_every_entry_can_be_checked() -> None:
+    result = ask(Gradcheck(samples=12, entries="all", directions=1), small())
+    assert [r["entries"] for r in result.rows] == [30, 5, 15, 3]
+    assert {r["verdict"] for r in result.rows} == {"pass"}
+
+
+def test_a_costly_model_gets_fewer_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    from curvcli.gradients import cost
+
+    p = small()
+    assert cost.plan(p, None, None, None) == (32, 2, 6)
+    one = 2 * (6 * 5 + 5 * 3)  # operations of an example
+    monkeypatch.setattr(cost, "OPERATIONS", one * 4 * 8 * 3)
+    assert cost.plan(p, None, None, None) == (3, 2, 6)
+    monkeypatch.setattr(cost, "OPERATIONS", one * 4 * 8 * 0.9)
+    assert cost.plan(p, None, None, None) == (1, 1, 2)
+    assert cost.plan(p, 5, None, 4) == (5, 1, 4)
+    assert cost.plan(p, 5, 2, "all") == (5, 2, None)
+
+
+def test_an_interruption_keeps_what_is_known() -> None:
+    result = ask(FEW, small(), announce=interrupted_at(2))
+    assert result.interrupted
+    assert len(result.rows) == 2
+
+
+def test_kinks_that_cancel_never_fail_a_right_gradient() -> None:
+    # A row of zeros meets biases of zero: every unit is on its kink, some one way, some the other.
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3))
+        with torch.no_grad():
+            model.get_parameter("0.bias").zero_()
+        x = inputs(20, 6, seed=seed)
+        x[::2] = 0
+        result = ask(
+            Gradcheck(samples=20, blame="always", second_order=True), classify(model, x), seed
+        )
+        assert "fail" not in {c.status for c in result.checks}, result.headline
