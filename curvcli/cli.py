@@ -64,6 +64,10 @@ def build_app(kinds: Kinds) -> typer.Typer:
         inspect.Parameter("report", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Saved),
         *flags(Output, PRINTED, without=("quiet",), negatable=False),
     ])  # fmt: skip
+    _add(app, "selftest", SELFTEST, _selftest, [
+        *flags(Run, MODEL, ("device", "seed"), negatable=False),
+        *flags(Output, PRINTED, negatable=False),
+    ])  # fmt: skip
     return app
 
 
@@ -74,6 +78,12 @@ Where it selects none, all of them run. One that cannot be completed does not st
 RENDER = """Render a saved report again, without the model.
 
 With --out, the rendering goes there and not to stdout. The exit code is that of the report.
+"""
+
+
+SELFTEST = """Do planted bugs and right models get their verdicts on this machine?
+
+Each is a small model with a known verdict. Where one comes out otherwise, trust no verdict here.
 """
 
 
@@ -149,6 +159,28 @@ def _render(values: dict[str, Any]) -> int:
     return int(found.exit_code(strict=output.strict, exit_zero=output.exit_zero))
 
 
+def _deliver(report: Report, output: Output, write: Callable[[Report], None]) -> None:
+    """Print a report, and write it even where it cannot be printed."""
+    try:
+        show(report, output.printed, plain=output.plain)
+    finally:
+        write(report)
+
+
+def _selftest(values: dict[str, Any]) -> int:
+    output = build(Output, given(values, Output), _flag_place, "E_USAGE")
+    refuse(output, 1)
+    run = build(Run, given(values, Run), _flag_place, "E_USAGE")
+    with destination(output.out) as write:
+        with _announced(output.quiet) as announcer:
+            from curvcli.load.assemble import device_of
+            from curvcli.selftest import selftest
+
+            report = selftest(device_of(run.device), run.seed, announcer.announce)
+        _deliver(report, output, write)
+    return int(report.exit_code(strict=output.strict, exit_zero=output.exit_zero))
+
+
 def _answer(kinds: Kinds, kind: type[Analysis] | None, values: dict[str, Any]) -> int:
     """Do what a command asks: everything that can be refused without torch is refused first."""
     output = build(Output, given(values, Output), _flag_place, "E_USAGE")
@@ -174,8 +206,7 @@ def _answer(kinds: Kinds, kind: type[Analysis] | None, values: dict[str, Any]) -
         # What the user's own code prints is no part of the report.
         with contextlib.redirect_stdout(sys.stderr), _announced(output.quiet) as announcer:
             report = _work(spec, checkpoint, run, _plain(cut), analyses, announcer)
-        show(report, output.printed, plain=output.plain)
-        write(report)
+        _deliver(report, output, write)
     return int(report.exit_code(strict=output.strict, exit_zero=output.exit_zero))
 
 
