@@ -6,8 +6,12 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo
+# Of the benchmarks: which ones (all where empty), and on what; THREADS, where not each one's own.
+ONLY ?=
+DEVICE ?= cpu
+THREADS ?=
 
-.PHONY: demo test check samples clean
+.PHONY: demo test check bench samples clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -21,6 +25,10 @@ check: $(VENV)/testing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# 1 where a measurement misses what is promised of it.
+bench: $(VENV)/installed
+	$(BIN)/python tests/bench $(ONLY) --device $(DEVICE) $(if $(THREADS),--threads $(THREADS))
 
 samples: $(VENV)/sampling
 	$(BIN)/python sample_models/build.py
