@@ -1046,7 +1046,7 @@ RIGHT: dict[str, Right] = {
         gain(1e-6), "the last bias moves all outputs alike: its derivative is rounding", spread
     ),
     "a loss with a large constant": Right(
-        nn.Tanh, loss=lambda out, y: 1e4 + functional.cross_entropy(out, y)
+        nn.Tanh, loss=lambda out, y: 1e2 + functional.cross_entropy(out, y)
     ),
     "a loss of size 1e-30": Right(
         nn.Tanh, loss=lambda out, y: 1e-30 * functional.cross_entropy(out, y)

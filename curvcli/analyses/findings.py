@@ -194,7 +194,7 @@ def _key(verdict: str) -> str:
 def _row(part: str, reading: "Reading") -> GradcheckRow:
     from curvcli.gradients.reading import grade
 
-    place, _, worst = reading.worst
+    place, _, worst, _ = reading.worst
     whole = sum(f.whole for f in reading.found)
     decided = reading.verdict in ("pass", "fail")
     return GradcheckRow(
@@ -212,7 +212,7 @@ def _row(part: str, reading: "Reading") -> GradcheckRow:
         floor=worst.floor,
         shape="x".join(str(s) for s in reading.shape) or "scalar",
         directions=whole,
-        entries=len(reading.found) - whole,
+        entries=reading.entries,
         resolved=reading.resolved,
         zero_entries=reading.zeros,
     )

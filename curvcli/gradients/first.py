@@ -4,7 +4,7 @@ The gradient comes from one joint backward, as in training; each tensor's differ
 evaluations at each place where the first step tells, and 14 where it does not.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from curvcli.gradients.grain import grain
 from curvcli.gradients.perturbed import Perturbed
-from curvcli.gradients.places import Places, choose
+from curvcli.gradients.places import Places, choose, grouped
 from curvcli.gradients.reading import Found, Reading, zeros
 from curvcli.linalg.differences import Comparison, judge
 from curvcli.linalg.operator import normal
@@ -62,12 +62,13 @@ class First:
         """Compare at every chosen place of one tensor; in a wrong one, hunt for bad entries."""
         g = self.gradient[name].cpu()
         places = choose(g, self.reach.directions, self.reach.entries, self.rng)
-        comparisons = self._judged(name, places)
-        found = _found(places, comparisons)
-        reading = Reading(name, g.shape, found, zeros(g))
+        looked = [(places, self._judged(name, places))]
+        if self.reach.entries is None:
+            looked += self._every(name)
+        reading = Reading(name, g.shape, _found(looked), zeros(g))
         if reading.verdict != "fail":
             return reading
-        wrong = _one(places, [c.verdict for c in comparisons].index("fail"))
+        wrong = _wrong(looked)
         if not self._fails_plainly(name, wrong):
             self.evaluate.why_looped = "batched evaluations differ from plain ones"
             return self.read(name)
@@ -77,8 +78,20 @@ class First:
             step = reading.worst.comparison.step
             hunted = {self._bisected(name, step) for _ in range(HUNTS)} - set(places.entries)
             more = Places(g.shape, places.dense[:0], tuple(hunted))
-            found += _found(more, self._judged(name, more))
-        return replace(reading, found=found)
+            looked.append((more, self._judged(name, more)))
+        return replace(reading, found=_found(looked))
+
+    def _every(self, name: str) -> "list[Looked]":
+        """Look at every entry: in groups, and alone at those of a group that does not pass."""
+        groups, exactness = grouped(self.gradient[name].cpu(), self.rng)
+        together = self._judged(name, groups, exactness=exactness)
+        sure = [c.verdict in ("pass", "vacuous") for c in together]
+        kept = tuple(g for g, s in zip(groups.groups, sure, strict=True) if s)
+        rest = [i for g, s in zip(groups.groups, sure, strict=True) if not s
+                for i in g.entries.tolist()]  # fmt: skip
+        alone = replace(groups, groups=(), entries=tuple(rest))
+        passed = [c for c, s in zip(together, sure, strict=True) if s]
+        return [(replace(groups, groups=kept), passed), (alone, self._judged(name, alone))]
 
     @cached_property
     def _elsewhere(self) -> "First":
@@ -107,14 +120,16 @@ class First:
         ).tolist()
         return relative
 
-    def _judged(self, name: str, places: Places, *, plain: bool = False) -> list[Comparison]:
+    def _judged(
+        self, name: str, places: Places, *, plain: bool = False, exactness: Tensor | float = 1.0
+    ) -> list[Comparison]:
         how = self.evaluate.plainly if plain else self.evaluate.at
         return judge(
             places.slopes(self.gradient[name]),
             size_of(self.evaluate.values[name]),
             self.evaluate.plain,
             partial(how, name, places),
-            self.reach.tolerance,
+            exactness * self.reach.tolerance,
             torch.finfo(self.gradient[name].dtype).eps,
             self.grain,
         )
@@ -139,25 +154,36 @@ class First:
             halves = torch.zeros(2, g.numel(), dtype=torch.float64)
             halves[0, left:middle] = weights[left:middle]
             halves[1, middle:right] = weights[middle:right]
-            places = Places(g.shape, halves, ())
+            places = Places(g.shape, halves)
             values = self.evaluate.at(name, places, which, steps)
             off = (places.slopes(g) - (values[:2] - values[2:]) / (2 * step)).abs()
             left, right = (left, middle) if off[0] >= off[1] else (middle, right)
         return left
 
 
-def _found(places: Places, comparisons: list[Comparison]) -> tuple[Found, ...]:
-    d = len(places.dense)
-    pairs = zip(places.names, comparisons, strict=True)
-    return tuple(Found(name, i < d, c) for i, (name, c) in enumerate(pairs))
+Looked = tuple[Places, list[Comparison]]
 
 
-def _one(places: Places, at: int) -> Places:
-    """Pick one place."""
-    d = len(places.dense)
-    if at < d:
-        return Places(places.shape, places.dense[at : at + 1], ())
-    return Places(places.shape, places.dense[:0], (places.entries[at - d],))
+def _found(looked: Sequence[Looked]) -> tuple[Found, ...]:
+    found = []
+    for places, comparisons in looked:
+        d, e = len(places.dense), len(places.entries)
+        for i, (name, c) in enumerate(zip(places.names, comparisons, strict=True)):
+            size = 1 if i < d + e else len(places.groups[i - d - e].entries)
+            found.append(Found(name, i < d, c, size))
+    return tuple(found)
+
+
+def _wrong(looked: Sequence[Looked]) -> Places:
+    """Pick the first place that fails."""
+    for places, comparisons in looked:
+        d = len(places.dense)
+        for at, c in enumerate(comparisons):
+            if c.verdict == "fail" and at < d:
+                return Places(places.shape, places.dense[at : at + 1])
+            if c.verdict == "fail":
+                return Places(places.shape, places.dense[:0], (places.entries[at - d],))
+    raise ValueError("nothing fails")
 
 
 def size_of(t: Tensor) -> float:

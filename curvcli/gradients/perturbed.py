@@ -12,7 +12,7 @@ from curvcli.curvature.memory import peak_bytes, spare
 from curvcli.gradients.places import Places
 from curvcli.problem import Problem
 
-CHUNK = 128
+CHUNK = 256
 """Evaluations at a time: enough that Python's share is small, few enough for the caches."""
 
 

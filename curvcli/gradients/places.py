@@ -2,14 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class Group(NamedTuple):
+    """Entries of a flat tensor that move together, each with its weight."""
+
+    entries: Tensor  # (m,) int64
+    weights: Tensor  # (m,) float64
+
+
 @dataclass(frozen=True)
 class Places:
-    """Directions in the space of one tensor: dense ones first, then unit vectors.
+    """Directions in the space of one tensor: dense ones first, then unit vectors, then groups.
 
     dense:   (d, n) float64, on the CPU
     entries: indices into the flat tensor
@@ -17,16 +25,18 @@ class Places:
 
     shape: torch.Size
     dense: Tensor
-    entries: tuple[int, ...]
+    entries: tuple[int, ...] = ()
+    groups: tuple[Group, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.dense) + len(self.entries)
+        return len(self.dense) + len(self.entries) + len(self.groups)
 
     @property
     def names(self) -> list[str]:
         """Name each place as a reader does: `direction 1`, `[3, 0]`."""
         directions = [f"direction {k + 1}" for k in range(len(self.dense))]
-        return directions + [self.index(i) for i in self.entries]
+        groups = [f"{len(i)} entries with {self.index(int(i[0]))}" for i, _ in self.groups]
+        return directions + [self.index(i) for i in self.entries] + groups
 
     def index(self, entry: int) -> str:
         """Write the index of an entry of the flat tensor."""
@@ -39,27 +49,55 @@ class Places:
     def slopes(self, block: Tensor) -> Tensor:
         """Take the derivatives at all places from a gradient of this shape: (k,) float64."""
         flat = block.detach().reshape(-1).cpu().double()
-        return torch.cat([self.dense @ flat, flat[list(self.entries)]])
+        sums = [(flat[i] * w).sum() for i, w in self.groups]
+        grouped = torch.stack(sums) if sums else flat[:0]
+        return torch.cat([self.dense @ flat, flat[list(self.entries)], grouped])
 
     def moves(self, places: Tensor, steps: Tensor, like: Tensor) -> Tensor:
         """Form the displacements of signed steps (m,) at places (m,): (m, *shape), as `like`."""
         out = torch.zeros(len(places), self.shape.numel(), dtype=torch.float64)
-        d = len(self.dense)
+        d, e = len(self.dense), len(self.entries)
         for row, place in enumerate(places.tolist()):
             if place < d:
                 out[row] = steps[row] * self.dense[place]
-        unit = torch.nonzero(places >= d)[:, 0]
-        chosen = torch.tensor(self.entries, dtype=torch.int64)[places[unit] - d]
-        out[unit, chosen] = steps[unit]
+            elif place < d + e:
+                out[row, self.entries[place - d]] = steps[row]
+            else:
+                group = self.groups[place - d - e]
+                out[row, group.entries] = steps[row] * group.weights
         return out.to(like).view(-1, *self.shape)
 
 
 def choose(g: Tensor, directions: int, entries: int | None, rng: torch.Generator) -> Places:
-    """Choose random directions, and entries of the gradient g: None means every one."""
+    """Choose random directions, and entries of the gradient g: None leaves those to `grouped`."""
     flat = g.reshape(-1)
     dense = torch.randn(directions, len(flat), generator=rng, dtype=torch.float64)
-    chosen = range(len(flat)) if entries is None else _entries(flat, entries, rng)
-    return Places(g.shape, dense, tuple(chosen))
+    return Places(g.shape, dense, tuple(_entries(flat, entries or 0, rng)))
+
+
+TOGETHER = 16
+"""Entries that are looked at together: with more, more groups need a second look."""
+
+
+def grouped(g: Tensor, rng: torch.Generator) -> tuple[Places, Tensor]:
+    """Put all entries into groups of like size, and say how exact each group has to be.
+
+    Entries move together by random weights of 1 to 2, in the gradient's own direction, so that the
+    slope of a group is a sum of positive parts. Where it is right to within the tolerance of its
+    smallest entry, no entry alone is off by more than its own tolerance, for it would show with a
+    weight of 1 at least; several can only hide by cancelling one another to that accuracy, with
+    weights that they do not know. The factors (k,) are what the tolerance is multiplied by.
+    """
+    flat = g.reshape(-1).double()
+    order = flat.abs().argsort(descending=True)
+    groups = []
+    for i in torch.split(order, TOGETHER):
+        size = 1 + torch.rand(len(i), generator=rng, dtype=torch.float64)
+        groups.append(Group(i, torch.where(flat[i] < 0, -size, size)))
+    places = Places(g.shape, torch.zeros(0, len(flat), dtype=torch.float64), (), tuple(groups))
+    least = torch.stack([flat[i].abs().min() for i, _ in groups])
+    slopes = places.slopes(g).abs()
+    return places, torch.where(slopes > 0, least / slopes, 1.0)
 
 
 def _entries(g: Tensor, count: int, rng: torch.Generator) -> Sequence[int]:

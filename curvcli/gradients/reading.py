@@ -11,11 +11,12 @@ from curvcli.linalg.differences import Comparison, Verdict
 
 
 class Found(NamedTuple):
-    """The comparison at one place; `whole` where it sees every entry of the tensor."""
+    """The comparison at one place, which stands for `size` entries, or for the whole tensor."""
 
     place: str
     whole: bool
     comparison: Comparison
+    size: int = 1
 
     def doubted(self) -> "Found":
         """Leave undecided what failed here, and only here."""
@@ -62,9 +63,14 @@ class Reading:
         return max(entries or self.found, key=_gravity)
 
     @property
+    def entries(self) -> int:
+        """How many entries were looked at, alone or in groups."""
+        return sum(f.size for f in self.found if not f.whole)
+
+    @property
     def resolved(self) -> int:
-        """How many places passed or failed."""
-        return sum(f.comparison.verdict in ("pass", "fail") for f in self.found)
+        """How many directions and entries passed or failed."""
+        return sum(f.size for f in self.found if f.comparison.verdict in ("pass", "fail"))
 
 
 def _gravity(found: Found) -> tuple[int, float]:

@@ -59,7 +59,7 @@ def compare_all(
     plus: Tensor,
     minus: Tensor,
     centre: Tensor | float,
-    tolerance: float,
+    tolerance: Tensor | float,
     eps: float,
     scale: Tensor | float = 0.0,
 ) -> list[Comparison]:
@@ -67,12 +67,14 @@ def compare_all(
 
     steps: (s,) float64, descending; plus, minus: (k, s) float64, the functions' values there, NaN
     where there is none; `centre` (k,) is their value at 0, `eps` the unit of rounding of the
-    evaluations, `scale` what their rounding is relative to where that is more than the values.
+    evaluations, `scale` what their rounding is relative to where that is more than the values;
+    `tolerance` may differ from place to place (k,).
     """
     if not len(analytic):
         return []
     centre = torch.as_tensor(centre, dtype=torch.float64).expand(len(analytic))[:, None]  # (k, 1)
     scale = torch.as_tensor(scale, dtype=torch.float64).expand(len(analytic))[:, None]
+    tolerance = torch.as_tensor(tolerance, dtype=torch.float64).expand(len(analytic))[:, None]
     a = analytic[:, None].abs()
     seen = plus.isfinite() & minus.isfinite()  # (k, s)
     n = torch.where(seen, (plus - minus) / (2 * steps), torch.nan)
@@ -112,7 +114,11 @@ def compare_all(
     relative = torch.where(M > 0, D / M, torch.where(seen, 0.0, torch.nan))
     columns = (n, relative, uncertainty, steps[None], K)
     rows = zip(
-        words, analytic.tolist(), *map(at_best, columns), (least / tolerance).tolist(), strict=True
+        words,
+        analytic.tolist(),
+        *map(at_best, columns),
+        (least / tolerance[:, 0]).tolist(),
+        strict=True,
     )
     return [Comparison(*row) if math.isfinite(row[2]) else _blind(row[1]) for row in rows]
 
@@ -159,7 +165,7 @@ def judge(
     size: float,
     centre: float,
     sample: Sample,
-    tolerance: float,
+    tolerance: Tensor | float,
     eps: float,
     scale: float = 0.0,
 ) -> list[Comparison]:
@@ -171,6 +177,7 @@ def judge(
     `compare_all`.
     """
     steps = size * torch.tensor(STEPS, dtype=torch.float64)  # (s,)
+    tolerance = torch.as_tensor(tolerance, dtype=torch.float64).expand(len(analytic))
     noise = 4 * eps * max(abs(centre), scale)
     first = _first_step(analytic, steps, noise / tolerance)  # (k,)
     values = torch.full((2, len(analytic), len(steps)), torch.nan, dtype=torch.float64)
@@ -190,10 +197,12 @@ def judge(
         new = sample(torch.cat([places, places]), torch.cat([h, -h])).view(2, -1)
         values[:, places, which], asked[places, which] = new, True
         plus, minus = values[0, left], values[1, left]
-        fresh = compare_all(analytic[left], steps, plus, minus, centre, tolerance, eps, scale)
+        fresh = compare_all(analytic[left], steps, plus, minus, centre, tolerance[left], eps, scale)
         for place, comparison in zip(left.tolist(), fresh, strict=True):
             found[place] = comparison
-        left = torch.tensor([i for i in left.tolist() if not _settled(found[i], tolerance)])
+        left = torch.tensor(
+            [i for i in left.tolist() if not _settled(found[i], float(tolerance[i]))]
+        )
         if not len(left):
             break
     return found
@@ -210,7 +219,7 @@ def _telling(analytic: Tensor, numeric: list[float], steps: Tensor, noise: float
     return 20 * noise / steps <= (analytic.abs() + n.abs())[:, None]
 
 
-def _first_step(analytic: Tensor, steps: Tensor, need: float) -> Tensor:
+def _first_step(analytic: Tensor, steps: Tensor, need: Tensor) -> Tensor:
     """Choose where to begin: the smallest step whose rounding is far below the tolerance (k,).
 
     A claim too small for any step to certify, as of zero, is looked at from 0.01 of the size.

@@ -322,3 +322,37 @@ def test_kinks_that_cancel_never_fail_a_right_gradient() -> None:
             Gradcheck(samples=20, blame="always", second_order=True), classify(model, x), seed
         )
         assert "fail" not in {c.status for c in result.checks}, result.headline
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_lone_wrong_entry_shows_in_its_group(seed: int) -> None:
+    class OneWrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(9, 6))
+            self.w.register_hook(self.spoil)  # type: ignore[no-untyped-call]
+
+        def spoil(self, g: Tensor) -> Tensor:
+            g = g.clone()
+            g[4, 1] *= 1.0001
+            return g
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.w.T
+
+    torch.manual_seed(seed)
+    p = classify(OneWrong(), inputs(20, 6, seed=seed), classes=9)
+    result = ask(Gradcheck(samples=20, entries="all", directions=1), p, seed)
+    (row,) = result.rows
+    assert (row["verdict"], row["at"]) == ("fail", "[4, 1]")
+    assert row["entries"] == 54
+    assert row["relative"] == pytest.approx(1e-4, rel=0.1)
+
+
+def test_groups_need_fewer_evaluations() -> None:
+    result = ask(
+        Gradcheck(samples=20, entries="all", directions=1), classify(mlp(6, 40, 3), inputs(20, 6))
+    )
+    assert result.metrics["evaluations"].value < result.rows[0]["entries"]
+    assert result.rows[0]["entries"] == 240
+    assert result.rows[0]["resolved"] == 241

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from curvcli.linalg.differences import STEPS, Comparison, compare
+from curvcli.linalg.differences import STEPS, Comparison, compare, compare_all
+from curvcli.linalg.differences import judge as judge_all
 
 EPS = torch.finfo(torch.float64).eps
 Function = Callable[[float], float]
@@ -171,3 +172,63 @@ def test_sweep_of_random_functions(seed: int, tolerance: float) -> None:
     assert "pass" not in wrong
     assert right.count("pass") >= 490
     assert wrong.count("fail") >= 460
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_asking_step_by_step_gives_the_verdict_of_all_steps(seed: int) -> None:
+    source = random.Random(seed)
+    functions = [random_function(source) for _ in range(40)]
+    at = [source.uniform(-3, 3) for _ in functions]
+    evaluations = 0
+
+    def sample(places: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        nonlocal evaluations
+        evaluations += len(places)
+        pairs = zip(places.tolist(), steps.tolist(), strict=True)
+        moved = [functions[i].f(at[i] + h) / functions[i].slope(at[i]) for i, h in pairs]
+        return torch.tensor(moved, dtype=torch.float64)
+
+    for i, (f, slope) in enumerate(functions):
+        centre = f(at[i]) / slope(at[i])
+
+        def one(places: torch.Tensor, steps: torch.Tensor, i: int = i) -> torch.Tensor:
+            return sample(torch.full_like(places, i), steps)
+
+        for claim, verdict in ((1.0, "pass"), (0.99, "fail"), (-1.0, "fail")):
+            (found,) = judge_all(
+                torch.tensor([claim], dtype=torch.float64), 1.0, centre, one, 1e-4, EPS
+            )
+            h = torch.tensor(STEPS, dtype=torch.float64)
+            which = torch.full((len(h),), i)
+            whole = compare(claim, h, sample(which, h), sample(which, -h), centre, 1e-4, EPS)
+            assert found.verdict in (whole.verdict, "unresolved")
+            assert found.verdict in (verdict, "unresolved")
+
+
+def test_a_right_claim_takes_two_evaluations() -> None:
+    asked: list[float] = []
+
+    def sample(places: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        asked.extend(steps.tolist())
+        return torch.sin(0.4 + steps)
+
+    claim = torch.tensor([math.cos(0.4)], dtype=torch.float64)
+    (found,) = judge_all(claim, 1.0, math.sin(0.4), sample, 1e-5, EPS)
+    assert found.verdict == "pass"
+    assert len(asked) == 2
+
+
+def test_curvature_does_not_excuse_a_wrong_claim_as_a_kink_does() -> None:
+    # The one-sided differences are far apart at every step, in proportion to it.
+    found = judge(lambda t: 1e-4 * t + t * t, 0.0, 1.1e-4, tolerance=1e-5)
+    assert found.verdict == "fail"
+    kinked = judge(lambda t: 1e-4 * t + abs(t), 0.0, 1.1e-4, tolerance=1e-5)
+    assert kinked.verdict == "unresolved"
+
+
+def test_each_place_has_its_own_tolerance() -> None:
+    h = torch.tensor([1e-5, 1e-6], dtype=torch.float64)
+    claims = torch.tensor([2.0002, 2.0002], dtype=torch.float64)
+    plus, minus = (2 * (1 + h)).expand(2, 2), (2 * (1 - h)).expand(2, 2)
+    found = compare_all(claims, h, plus, minus, 2.0, torch.tensor([1e-3, 1e-5]), EPS)
+    assert [c.verdict for c in found] == ["pass", "fail"]
