@@ -1,4 +1,4 @@
-"""Extreme eigenvalues of the Hessian, each with an interval that holds it."""
+"""Extreme eigenvalues of a curvature matrix, each with an interval that holds it."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -27,7 +27,7 @@ class EigRow:
 
 
 class Eig(Analysis):
-    """How sharp is the loss here: the extreme eigenvalues of the Hessian?
+    """How sharp is the loss here: the extreme eigenvalues of the Hessian, or of another matrix?
 
     Lanczos with full reorthogonalisation runs until the pairs asked for have converged, then looks
     from an independent random start for an eigenvalue that it may have missed. Every interval holds
@@ -37,6 +37,9 @@ class Eig(Analysis):
     name: ClassVar[str] = "eig"
     Row: ClassVar[type] = EigRow
 
+    matrix: Literal["hessian", "ggn", "fisher", "empirical-fisher"] = option(
+        "hessian", "Hessian, Gauss-Newton matrix, Fisher of the model's own labels, of the data's"
+    )
     top: int = option(5, "how many eigenvalues", ge=1, short="-k")
     which: Literal["largest", "smallest", "both", "magnitude"] = option(
         "largest", "which end of the spectrum; both gives that many from either end"
@@ -44,10 +47,11 @@ class Eig(Analysis):
     tolerance: float = option(1e-2, "relative residual at which a pair counts", gt=0, le=0.5)
     method: Literal["lanczos", "power"] = option("lanczos", "power iteration is there to compare")
     max_matvecs: int = option(500, "products after which to give up", ge=2)
+    label_samples: int = option(1, "labels drawn for each term of the Fisher", ge=1)
 
     def run(self, problem: "Problem", work: "Work") -> Result:
         """Find the pairs and put their certificates beside them."""
-        from curvcli.curvature.hessian import TITLES, hessian
+        from curvcli.curvature.matrices import described, matrix
         from curvcli.linalg.lanczos import lanczos
         from curvcli.linalg.power import power
 
@@ -57,7 +61,7 @@ class Eig(Analysis):
                 "power iteration finds eigenvalues by size, not both ends",
                 "use --method lanczos, or --which magnitude",
             )
-        chosen = hessian(problem, work)
+        chosen = matrix(self.matrix, problem, work, self.label_samples)
         solve = lanczos if self.method == "lanczos" else power
         ritz = solve(
             chosen.operator,
@@ -68,7 +72,7 @@ class Eig(Analysis):
             max_matvecs=min(self.max_matvecs, self._room(problem, work)),
             watch=work.announce("eigenvalues"),
         )
-        notes = [f"products by {TITLES[chosen.method]}", *chosen.notes]
+        notes = described(self.matrix, chosen)
         if self.top > problem.layout.size:
             notes.append(f"there are {problem.layout.size} parameters, so no more eigenvalues")
         if len(ritz.values) == 0:

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from oracles import dense_empirical, dense_gauss_newton
 from questions import ask, classify, dense_hessian, inputs, interrupted_at, mlp
+from torch.nn import functional
 
 from curvcli.analyses.eig import Eig
+from curvcli.curvature.matrices import Matrix
 from curvcli.errors import CurvError
 from curvcli.linalg.ritz import Which
 from curvcli.problem import Problem
@@ -34,6 +37,36 @@ def test_each_eigenvalue_lies_in_its_interval(which: Which, seed: int) -> None:
     assert len(result.rows) == len(truth)
     for row, value in zip(result.rows, truth, strict=True):
         assert row["low"] <= value <= row["high"]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", ["ggn", "empirical-fisher"])
+def test_other_matrices_have_their_own_eigenvalues(name: Matrix, seed: int) -> None:
+    p = problem().to(torch.float64)
+    dense = dense_gauss_newton(p) if name == "ggn" else dense_empirical(p, terms)
+    truth = wanted(torch.linalg.eigvalsh(dense), "largest", 4)
+    result = ask(Eig(matrix=name, top=4, tolerance=1e-3), p, seed)
+    assert result.status == "pass"
+    for row, value in zip(result.rows, truth, strict=True):
+        assert row["low"] <= value <= row["high"]
+
+
+def test_the_fisher_approaches_the_gauss_newton_matrix() -> None:
+    p = problem()
+    truth = float(torch.linalg.eigvalsh(dense_gauss_newton(p.to(torch.float64)))[-1])
+    few, many = (ask(Eig(matrix="fisher", top=1, label_samples=s), p) for s in (1, 400))
+    gaps = [abs(r.metrics["lambda_max"].value / truth - 1) for r in (few, many)]
+    assert gaps[1] < min(0.05, gaps[0])
+
+
+def test_a_method_of_the_hessian_beside_another_matrix_is_refused() -> None:
+    with pytest.raises(CurvError, match="--hvp forward"):
+        ask(Eig(matrix="ggn"), problem(), method="forward")
+
+
+def terms(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    found = functional.cross_entropy(output, target, reduction="none")
+    return found, torch.ones_like(found)
 
 
 def test_power_iteration_finds_the_same_with_more_products() -> None:
