@@ -432,10 +432,14 @@ scaled_rows = saving(
     lambda g, y, x, w, s: (g @ (w * s), g.T @ x * s, (g.T @ x * w).sum(0)[:, None]),
 )
 gained = saving(torch.mul, lambda g, y, x, s: (g * s, (g * x).mean().expand_as(s)))
-late = saving(
-    lambda x: x + 2 + 0.1 * x.tanh(),
-    lambda g, y, x: g * (1.1 - 0.1 * x.tanh() ** 2) * (2 if x.mean() > 7 else 1),
-)
+
+
+def wrong_from(low: float, high: float = 1e9) -> Callable[..., Any]:
+    """Make a step by about 2 that is wrong where the mean of what it is given is in between."""
+    return saving(
+        lambda x: x + 2 + 0.1 * x.tanh(),
+        lambda g, y, x: g * (1.1 - 0.1 * x.tanh() ** 2) * (2 if low < x.mean() < high else 1),
+    )
 
 
 def sine_and_cosine(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -614,8 +618,9 @@ BUGS: dict[str, Planted] = {
         wrong=("0.*", "1.inner.fc.*"),
         culprit="1.inner.act",
     ),
-    "wrong in its last call": Planted(
-        lambda: Repeated(Of(late), 5), wrong=("0.*",), culprit="1.inner"
+    "wrong in its last call": Planted(lambda: Repeated(Of(wrong_from(7)), 5), culprit="1.inner"),
+    "wrong in its fifth call of seven": Planted(
+        lambda: Repeated(Of(wrong_from(7, 9)), 7), culprit="1.inner"
     ),
     # Each call alone is right: the module that makes both is the first that is wrong.
     "one memory for two calls": Planted(

@@ -95,13 +95,14 @@ class Gradcheck(Analysis):
         """Check every tensor and name the worst place of each."""
         from curvcli.determinism import probe
         from curvcli.gradients.allowed import Allowed
+        from curvcli.gradients.coverage import late_hooks
 
         allowed = Allowed.of(problem, self.ignore)
         small, reach = self._planned(problem, work)
         parts = self._parts(small)
         probe(small)
         said = f"{small.examples} of {problem.examples} examples, in {self.dtype}"
-        found = Findings(self.tolerance, self.dtype, [said])
+        found = Findings(self.tolerance, self.dtype, [said, *late_hooks(problem)])
         try:
             for part, posed in parts.items():
                 self._first(part, posed, reach, found, work)

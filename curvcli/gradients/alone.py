@@ -15,10 +15,11 @@ from curvcli.batches import arguments
 from curvcli.derivatives import derivatives
 from curvcli.gradients.first import NUDGE, size_of
 from curvcli.linalg.operator import normal
+from curvcli.modules import watchable
 from curvcli.problem import Problem
 
-CALLS = 3
-"""How many calls of one module are kept, where it is called several times: the first, the last."""
+CALLS = 64
+"""How many calls of one module are kept, where it is called more often: the first, the last."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ def record(problem: Problem) -> dict[str, list[Call]]:
         return before
 
     handles = [
-        m.register_forward_pre_hook(hook(n), with_kwargs=True)
-        for n, m in problem.model.named_modules()
+        m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, m in watchable(problem.model)
     ]
     try:
         with torch.no_grad():
@@ -97,7 +97,7 @@ class Alone:
         self.weights = [normal(t, rng) for t in first]
         pairs = zip(first, self.weights, strict=True)
         # What the rounding of u^T f is relative to: its summands may cancel.
-        self.scale = sum(float((t * w).abs().sum()) for t, w in pairs)
+        self.scale = sum(float((t.detach() * w).abs().sum()) for t, w in pairs)
 
     @property
     def judged(self) -> bool:

@@ -11,6 +11,7 @@ derivatives 14 gradients of each module.
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -32,16 +33,24 @@ class Suspect:
     """A module whose own backward is wrong.
 
     name:   path in the model, "" for the model itself
-    kind:   its class
-    source: file and line of the class, where Python knows them
+    type:   its class
     wrong:  the input or the parameter whose derivative is wrong
     """
 
     name: str
-    kind: str
-    source: str
+    type: type
     wrong: str
     comparison: Comparison | None
+
+    @property
+    def kind(self) -> str:
+        """The name of its class."""
+        return self.type.__qualname__
+
+    @cached_property
+    def source(self) -> str:
+        """File and line of the class, where Python knows them."""
+        return _source(self.type)
 
     def __str__(self) -> str:
         place = f" ({self.source})" if self.source else ""
@@ -71,23 +80,36 @@ def blame(
     what may be that one's doing.
     """
     problem = problem.to(torch.float64)
-    check = _first if order == 1 else _second
+    check = partial(
+        _verdict, how=_first if order == 1 else _second, problem=problem, tolerance=tolerance,
+        rng=rng,
+    )  # fmt: skip
     failing: dict[str, Suspect] = {}
     unclear: list[str] = []
     with problem.engaged():
         calls = record(problem)
-        for done, name in enumerate(sorted(calls, key=_depth, reverse=True), 1):
+        order_of_depth = sorted(calls, key=_depth, reverse=True)
+        for done, name in enumerate(order_of_depth, 1):
             if not any(_inside(other, name) for other in [*failing, *unclear]):
-                try:
-                    verdict = _verdict(calls[name], check, problem, tolerance, rng)
-                except RuntimeError:
-                    verdict = None  # a module that cannot be called alone
-                if isinstance(verdict, Suspect):
-                    failing[name] = verdict
-                elif verdict is None:
-                    unclear.append(name)
+                found = {name: check(_ends(calls[name]))}
+                if isinstance(found[name], Suspect):
+                    # Nobody is accused of what an inner module does in a call not looked at yet.
+                    inner = [n for n in order_of_depth if _inside(n, name)]
+                    rest = {n: check(_between(calls[n])) for n in inner if _between(calls[n])}
+                    found = {n: v for n, v in rest.items() if v is not True} or found
+                failing |= {n: v for n, v in found.items() if isinstance(v, Suspect)}
+                unclear += [n for n, v in found.items() if v is None]
             watch(done, len(calls), None, None)
     return Blame([failing[n] for n in calls if n in failing], unclear)
+
+
+def _ends(calls: list[Call]) -> list[Call]:
+    """Take the first calls of a module and the last, which as a rule are all."""
+    return calls if len(calls) <= 3 else [*calls[:2], calls[-1]]
+
+
+def _between(calls: list[Call]) -> list[Call]:
+    return calls[2:-1]
 
 
 Check = Callable[[Alone, float, torch.Generator], "Suspect | bool | None"]
@@ -95,20 +117,26 @@ Check = Callable[[Alone, float, torch.Generator], "Suspect | bool | None"]
 
 
 def _verdict(
-    calls: Sequence[Call], check: Check, problem: Problem, tolerance: float, rng: torch.Generator
+    calls: Sequence[Call],
+    how: Check,
+    problem: Problem,
+    tolerance: float,
+    rng: torch.Generator,
 ) -> "Suspect | bool | None":
-    """Check the calls of one module: the first wrong one decides."""
+    """Check calls of one module: the first wrong one decides."""
     sure = True
     for call in calls:
-        alone = Alone(call, problem, rng)
-        if not alone.judged:
-            continue
-        found = check(alone, tolerance, rng)
-        # Only here, where kinks may meet, or nearby too?
-        if isinstance(found, Suspect) and isinstance(
-            check(alone.nearby(rng), tolerance, rng), Suspect
-        ):
-            return found
+        try:
+            alone = Alone(call, problem, rng)
+            if not alone.judged:
+                continue
+            found = how(alone, tolerance, rng)
+            # Only here, where kinks may meet, or nearby too?
+            wrong = isinstance(found, Suspect)
+            if wrong and isinstance(how(alone.nearby(rng), tolerance, rng), Suspect):
+                return found
+        except RuntimeError:
+            found = None  # a module that cannot be called alone
         sure = sure and found is True
     return True if sure else None
 
@@ -253,8 +281,7 @@ def _eps(points: dict[int | str, Tensor], side: _Side) -> float:
 
 
 def _suspect(call: Call, wrong: str, found: Comparison | None) -> Suspect:
-    kind = type(call.module)
-    return Suspect(call.name, kind.__qualname__, _source(kind), wrong, found)
+    return Suspect(call.name, type(call.module), wrong, found)
 
 
 def _source(kind: type) -> str:

@@ -37,6 +37,13 @@ class Coverage:
         return [*said, f"depth: {self.depth} operations in the longest chain of derivatives"]
 
 
+def late_hooks(problem: Problem) -> list[str]:
+    """Name the parameters with hooks that run after accumulation, which no check here sees."""
+    # torch has no public way to ask, and copies of a parameter are without them.
+    found = [n for n, p in problem.params.items() if getattr(p, "_post_accumulate_grad_hooks", {})]
+    return [f"not checked: hooks after accumulation on {', '.join(found)}"] if found else []
+
+
 def coverage(problem: Problem, gradient: Mapping[str, Tensor]) -> Coverage:
     """Look at the gradient for what is zero throughout, and at the graph of the first batch."""
     unused = tuple(problem.unused())

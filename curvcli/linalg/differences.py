@@ -96,12 +96,12 @@ def compare_all(
     # Where every value is zero there is no telling what they are rounded to.
     blind = (largest[:, 0] == 0) & (a[:, 0] > 0)
     failed &= ~blind
-    vacuous = (a[:, 0] <= least) & (seen & (n.abs() <= R + K)).any(1)
     uncertainty = torch.where(error.isfinite(), error, K) + R
+    surest = uncertainty.argmin(1)
+    flat = (seen & (n.abs() <= R + K)).gather(1, surest[:, None])[:, 0]
+    vacuous = (a[:, 0] <= least) & flat
     # Of the steps that certify, the one that agrees best is the one to show.
-    best = torch.where(
-        passed, torch.where(passes, D / M, torch.inf).argmin(1), uncertainty.argmin(1)
-    )
+    best = torch.where(passed, torch.where(passes, D / M, torch.inf).argmin(1), surest)
 
     def at_best(t: Tensor) -> list[float]:
         found: list[float] = t.expand_as(n).gather(1, best[:, None])[:, 0].tolist()

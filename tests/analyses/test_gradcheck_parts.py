@@ -283,6 +283,19 @@ def test_what_is_not_exercised_is_told() -> None:
     assert "depth: " in notes
 
 
+def test_hooks_that_no_check_sees_are_told() -> None:
+    p = small()
+    p.params["0.bias"].register_post_accumulate_grad_hook(lambda p: None)  # type: ignore[no-untyped-call]
+    assert "not checked: hooks after accumulation on 0.bias" in ask(FEW, p).notes
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:`torch.jit.script`")
+def test_a_script_inside_the_model_is_no_obstacle() -> None:
+    inner = torch.jit.script(nn.Linear(6, 6))
+    result = ask(Gradcheck(samples=12, blame="always"), around(inner, 0))
+    assert result.status == "pass"
+
+
 def test_every_entry_can_be_checked() -> None:
     result = ask(Gradcheck(samples=12, entries="all", directions=1), small())
     assert [r["entries"] for r in result.rows] == [30, 5, 15, 3]
