@@ -9,6 +9,7 @@ from curvcli.options import option
 from curvcli.report import Check, Metric, Result, column, plus_minus
 
 if TYPE_CHECKING:
+    from curvcli.linalg.operator import LinearOperator
     from curvcli.linalg.ritz import Ritz
     from curvcli.problem import Problem
     from curvcli.work import Work
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EigRow:
-    """One eigenvalue: [low, high] holds it; `residual` is ||H y - theta y||."""
+    """One eigenvalue: [low, high] holds it; `residual` is ||H y - theta y||.
 
+    `block` names the tensor whose diagonal block it belongs to, and is empty for the whole.
+    """
+
+    block: str = column("block")
     index: int = column("#", "count")
     eigenvalue: float = column("eigenvalue", "real", error="radius")
     radius: float = column("radius", "relative")
@@ -44,6 +49,7 @@ class Eig(Analysis):
     which: Literal["largest", "smallest", "both", "magnitude"] = option(
         "largest", "which end of the spectrum; both gives that many from either end"
     )
+    per_layer: bool = option(False, "the extreme eigenvalue of every tensor's block too")
     tolerance: float = option(1e-2, "relative residual at which a pair counts", gt=0, le=0.5)
     method: Literal["lanczos", "power"] = option("lanczos", "power iteration is there to compare")
     max_matvecs: int = option(500, "products after which to give up", ge=2)
@@ -78,14 +84,50 @@ class Eig(Analysis):
         if len(ritz.values) == 0:
             return self.result("no eigenvalue is known yet", notes=notes, interrupted=True)
         rows = self._rows(ritz)
+        blocks = self._blocks(chosen.operator, problem, work) if self.per_layer else {}
         return self.result(
             self._headline(rows),
-            rows=rows,
+            rows=[*rows, *(self._rows(r, n)[0] for n, r in blocks.items() if len(r.values))],
             metrics=self._metrics(rows, ritz),
-            checks=[self._convergence(ritz), self._search(ritz), *self.doubts(chosen.notes)],
+            checks=[
+                self._convergence(ritz),
+                self._search(ritz),
+                *(self._block(n, r) for n, r in blocks.items()),
+                *self.doubts(chosen.notes),
+            ],
             notes=notes,
-            interrupted=ritz.status == "interrupted",
+            interrupted="interrupted" in {ritz.status, *(r.status for r in blocks.values())},
         )
+
+    def _blocks(
+        self, operator: "LinearOperator", problem: "Problem", work: "Work"
+    ) -> "dict[str, Ritz]":
+        """Find the extreme eigenvalue of every tensor's diagonal block, until Ctrl-C."""
+        from curvcli.linalg.lanczos import lanczos
+        from curvcli.linalg.operator import Restricted
+
+        found: dict[str, Ritz] = {}
+        which = "largest" if self.which == "both" else self.which
+        watch = work.announce("eigenvalues of every tensor's block")
+        for name, block in problem.layout.slices.items():
+            if block.start == block.stop:
+                continue
+            inner = Restricted(operator, block)
+            limit = min(self.max_matvecs, self._room(problem, work))
+            found[name] = lanczos(
+                inner, 1, self.tolerance, work.rng, which=which, max_matvecs=limit
+            )
+            if found[name].status == "interrupted":
+                break
+            watch(len(found), len(problem.names), None, None)
+        return found
+
+    def _block(self, name: str, ritz: "Ritz") -> Check:
+        """Say whether a block's eigenvalue is certain."""
+        if ritz.converged:
+            return Check(f"block {name}", "pass", f"converged in {ritz.matvecs} products")
+        said = f"not converged in {ritz.matvecs} products"
+        return Check(f"block {name}", "undecided", said, "raise --max-matvecs or --tolerance")
 
     def _room(self, problem: "Problem", work: "Work") -> int:
         """Say how many vectors of a basis fit in memory; every product adds one.
@@ -106,10 +148,10 @@ class Eig(Analysis):
             )
         return fits
 
-    def _rows(self, ritz: "Ritz") -> list[EigRow]:
+    def _rows(self, ritz: "Ritz", block: str = "") -> list[EigRow]:
         theta, radius = ritz.values.tolist(), ritz.radius.tolist()
         return [
-            EigRow(i + 1, t, r, t - r, t + r, s)
+            EigRow(block, i + 1, t, r, t - r, t + r, s)
             for i, (t, r, s) in enumerate(zip(theta, radius, ritz.residuals.tolist(), strict=True))
         ]
 

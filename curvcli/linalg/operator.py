@@ -48,6 +48,21 @@ class Dense(LinearOperator):
         return self.matrix @ v
 
 
+class Restricted(LinearOperator):
+    """A diagonal block of a map: the rows and columns of one slice."""
+
+    def __init__(self, inner: LinearOperator, block: slice) -> None:
+        self.inner = inner
+        self.block = block
+        self.like = inner.like[block]
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """Multiply by the block."""
+        whole = torch.zeros(self.inner.size, dtype=v.dtype, device=v.device)
+        whole[self.block] = v
+        return self.inner.matvec(whole)[self.block]
+
+
 class Mapped(LinearOperator):
     """A map given as a function."""
 

@@ -51,6 +51,18 @@ def test_other_matrices_have_their_own_eigenvalues(name: Matrix, seed: int) -> N
         assert row["low"] <= value <= row["high"]
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_tensor_has_its_block(seed: int) -> None:
+    p = problem()
+    dense = dense_hessian(p)
+    result = ask(Eig(top=2, per_layer=True, tolerance=1e-3), p, seed)
+    assert result.status == "pass"
+    assert [r["block"] for r in result.rows] == ["", "", *p.names]
+    for row in result.rows[2:]:
+        block = p.layout.slices[row["block"]]
+        assert row["low"] <= float(torch.linalg.eigvalsh(dense[block, block])[-1]) <= row["high"]
+
+
 def test_the_fisher_approaches_the_gauss_newton_matrix() -> None:
     p = problem()
     truth = float(torch.linalg.eigvalsh(dense_gauss_newton(p.to(torch.float64)))[-1])
