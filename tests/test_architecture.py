@@ -33,7 +33,7 @@ ROOMS = {
     "spec": "errors mistakes options",
     "load": "batches errors mistakes modules options optimizer params problem spec version",
     "curvature": "batches derivatives determinism errors linalg params problem work",
-    "gradients": "batches curvature derivatives errors linalg params problem work",
+    "gradients": "batches curvature derivatives errors linalg modules params problem work",
     "analyses": "errors options report work",
     "selftest": "analyses batches load problem report version work",
     "testing": "report sinks",

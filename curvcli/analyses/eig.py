@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class EigRow:
     """One eigenvalue: [low, high] holds it; `residual` is ||H y - theta y||.
 
-    `block` names the tensor whose diagonal block it belongs to, and is empty for the whole.
+    `block` names the tensor whose diagonal block it belongs to, and is empty for the whole;
+    `sampling` is the standard error over the examples, with the eigenvector kept.
     """
 
     block: str = column("block")
@@ -29,6 +30,7 @@ class EigRow:
     low: float = column("low", "real", detail=True)
     high: float = column("high", "real", detail=True)
     residual: float = column("residual", "relative")
+    sampling: float | None = column("± sampling", "relative")
 
 
 class Eig(Analysis):
@@ -83,7 +85,7 @@ class Eig(Analysis):
             notes.append(f"there are {problem.layout.size} parameters, so no more eigenvalues")
         if len(ritz.values) == 0:
             return self.result("no eigenvalue is known yet", notes=notes, interrupted=True)
-        rows = self._rows(ritz)
+        rows = self._rows(ritz, sampling=self._sampling(ritz, chosen.method, problem, work))
         blocks = self._blocks(chosen.operator, problem, work) if self.per_layer else {}
         return self.result(
             self._headline(rows),
@@ -98,6 +100,20 @@ class Eig(Analysis):
             notes=notes,
             interrupted="interrupted" in {ritz.status, *(r.status for r in blocks.values())},
         )
+
+    def _sampling(
+        self, ritz: "Ritz", method: str, problem: "Problem", work: "Work"
+    ) -> list[float] | None:
+        """Take the standard errors over the data, unless Ctrl-C ended the work before."""
+        from curvcli.curvature.sampling import sampling_errors
+
+        if ritz.status == "interrupted":
+            return None
+        watch = work.announce("sampling errors")
+        try:
+            return sampling_errors(self.matrix, method, problem, ritz.vectors, watch)
+        except KeyboardInterrupt:
+            return None
 
     def _blocks(
         self, operator: "LinearOperator", problem: "Problem", work: "Work"
@@ -148,10 +164,12 @@ class Eig(Analysis):
             )
         return fits
 
-    def _rows(self, ritz: "Ritz", block: str = "") -> list[EigRow]:
+    def _rows(
+        self, ritz: "Ritz", block: str = "", sampling: list[float] | None = None
+    ) -> list[EigRow]:
         theta, radius = ritz.values.tolist(), ritz.radius.tolist()
         return [
-            EigRow(block, i + 1, t, r, t - r, t + r, s)
+            EigRow(block, i + 1, t, r, t - r, t + r, s, sampling[i] if sampling else None)
             for i, (t, r, s) in enumerate(zip(theta, radius, ritz.residuals.tolist(), strict=True))
         ]
 

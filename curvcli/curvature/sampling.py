@@ -1,0 +1,61 @@
+"""How much a Rayleigh quotient owes to the examples that were drawn.
+
+With y fixed, y^T A y is the weighted mean of y^T A_g y over groups g of examples, whose scatter
+gives its standard error over the data. Cost: one product for each vector, and one gradient.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from curvcli.batches import select
+from curvcli.curvature.fisher import EmpiricalFisher
+from curvcli.curvature.gauss_newton import GaussNewton
+from curvcli.curvature.hessian import METHODS
+from curvcli.curvature.matrices import Matrix
+from curvcli.linalg.operator import LinearOperator
+from curvcli.problem import Problem
+from curvcli.work import Watch, silent
+
+GROUPS = 32
+"""Of examples, as equal in number as can be: enough for a standard error good to an eighth."""
+
+
+PLENTY = 1e18
+"""Bytes for the graph of one group: it is smaller than a batch's, which fitted."""
+
+
+def sampling_errors(
+    name: Matrix, method: str, problem: Problem, vectors: Tensor, watch: Watch = silent
+) -> list[float] | None:
+    """Give each vector's (k, n) standard error over the data; None where examples interact.
+
+    That is in train mode, and where the matrix draws labels of its own.
+    """
+    count = min(GROUPS, problem.examples)
+    if problem.mode == "train" or name == "fisher" or count < 2:
+        return None
+    values, weights = [], []
+    for done, chosen in enumerate(torch.arange(problem.examples).tensor_split(count), 1):
+        group = replace(problem, batches=select(problem.batches, chosen), heldout=())
+        A = _operator(name, method, group)
+        products = [float(y.double() @ A.matvec(y).double()) for y in vectors]
+        values.append(torch.tensor(products, dtype=torch.float64))
+        weights.append(group.measure.weight)
+        watch(done, count, None, None)
+    w = torch.tensor(weights, dtype=torch.float64)
+    shares = (w / w.sum())[:, None]
+    x = torch.stack(values)  # (groups, k)
+    squares = (shares * (x - (shares * x).sum(0))).square().sum(0)
+    errors: list[float] = (squares * (count / (count - 1))).sqrt().tolist()
+    return errors
+
+
+def _operator(name: Matrix, method: str, group: Problem) -> LinearOperator:
+    """Build the matrix of one group, whose graph lives for a few products."""
+    if name == "ggn":
+        return GaussNewton(group, PLENTY)
+    if name == "empirical-fisher":
+        return EmpiricalFisher(group, PLENTY)
+    return METHODS[method](group, PLENTY)
