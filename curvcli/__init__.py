@@ -25,7 +25,13 @@ def __getattr__(name: str) -> "Callable[..., Result]":
         raise AttributeError(f"module 'curvcli' has no attribute {name!r}")
 
     def analyse(
-        model: Any, loss: Any, batches: Iterable[Any], *, seed: int = 0, **options: Any
+        model: Any,
+        loss: Any,
+        batches: Iterable[Any],
+        *,
+        seed: int = 0,
+        mode: str = "eval",
+        **options: Any,
     ) -> "Result":
         import torch
 
@@ -41,7 +47,7 @@ def __getattr__(name: str) -> "Callable[..., Result]":
         analysis = build(kind, options, place, "E_USAGE")
         # A DataLoader draws from the process's generator, even where it does not shuffle.
         with torch.random.fork_rng(devices=[]):
-            problem = Problem.of(model, as_loss(loss), (as_batch(b) for b in batches))
+            problem = Problem.of(model, as_loss(loss), (as_batch(b) for b in batches), mode=mode)
         return analysis.answer(problem, Work(rng=torch.Generator().manual_seed(seed)))
 
     analyse.__name__ = name

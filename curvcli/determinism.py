@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from curvcli.errors import CurvError
+from curvcli.errors import CurvError, memory_error
 from curvcli.modules import titled, watchable
 from curvcli.problem import Problem
 
@@ -48,10 +48,16 @@ def probe(problem: Problem) -> None:
 def _gradients(problem: Problem) -> tuple[Tensor, Tensor]:
     """Differentiate twice without leaving the problem, which would take the generators back."""
     with problem.engaged():
-        first, second = (
-            problem.layout.flatten(g.detach() for g in problem.gradients(problem.batches[0]))
-            for _ in range(2)
-        )
+        try:
+            first, second = (
+                problem.layout.flatten(g.detach() for g in problem.gradients(problem.batches[0]))
+                for _ in range(2)
+            )
+        except RuntimeError as error:
+            if memory_error(error):
+                raise
+            said = (str(error).strip().splitlines() or [""])[0][:160]
+            raise CurvError("E_MODEL", f"the backward pass fails: {said}", "correct it") from error
     return first, second
 
 

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 from curvcli.problem import Mode, Problem
+from curvcli.selftest import Of, Residual, op, saving
 
 Loss = Callable[..., Tensor]
 
@@ -27,27 +28,6 @@ def around(
 
 
 # --- how small models are made of functions ----------------------------------------------------
-
-
-class Of(nn.Module):
-    """Applies a function of its input and of its own parameters, in their order."""
-
-    def __init__(self, f: Callable[..., Tensor], **shapes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.f = f
-        for name, shape in shapes.items():
-            setattr(self, name, nn.Parameter(torch.randn(shape) / 2))
-
-    def forward(self, *given: Any) -> Tensor:
-        return self.f(*given, *self._parameters.values())
-
-
-def op(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Make an autograd Function of the old style: forward(ctx, *given), backward(ctx, *g)."""
-    statics = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    made: Any = type("Planted", (torch.autograd.Function,), statics)
-    apply: Callable[..., Any] = made.apply
-    return apply
 
 
 def batched(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,17 +45,6 @@ def batched(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callab
     made: Any = type("Planted", (torch.autograd.Function,), statics)
     apply: Callable[..., Any] = made.apply
     return apply
-
-
-def saving(y: Callable[..., Tensor], backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a Function of the old style by y(*x) and backward(g, y, *x)."""
-
-    def forward(ctx: Any, *x: Tensor) -> Tensor:
-        out = y(*x)
-        ctx.save_for_backward(out, *x)
-        return out
-
-    return op(forward, lambda ctx, g: backward(g, *ctx.saved_tensors))
 
 
 def tanh_with(slope: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
@@ -103,18 +72,6 @@ def linear_with(
 def bins(x: Tensor) -> Tensor:
     """Sort the first feature of each example into four bins."""
     return (x.detach()[..., :1] > torch.tensor([-1.0, 0.0, 1.0])).sum(-1)
-
-
-class Residual(nn.Module):
-    """Adds an inner module to its input."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.inner(x)
-        return out
 
 
 class Repeated(nn.Module):

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from faults import Of, op, saving
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from curvcli.selftest import Of, op, saving
 
 
 def numpy_tanh(ctx: Any, x: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from faults import op
 from questions import inputs, mlp
 from test_python_api import state, touched
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.nn import functional
 import curvcli
 from curvcli.errors import CurvError
 from curvcli.report import Result
+from curvcli.selftest import op
 from curvcli.testing import assert_gradients
 
 LOSS = functional.cross_entropy

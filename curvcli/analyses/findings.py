@@ -60,9 +60,10 @@ class Findings:
         """The largest relative error so far."""
         return max((r.relative for r in self.rows), default=None)
 
-    def failed(self, parts: Iterable[str]) -> list[GradcheckRow]:
-        """The rows of these parts that fail."""
-        return [r for r in self.rows if r.verdict == "fail" and r.part in parts]
+    def failed(self, parts: Iterable[str], *besides: str) -> list[GradcheckRow]:
+        """The rows of these parts that fail, or have one of the other verdicts."""
+        wanted = ("fail", *besides)
+        return [r for r in self.rows if r.verdict in wanted and r.part in parts]
 
     def add(self, part: str, reading: "Reading") -> None:
         """Make a row of what differences say of one tensor."""
@@ -76,7 +77,8 @@ class Findings:
     def excuse(self, reasons: Mapping[str, str], parts: Iterable[str]) -> None:
         """Turn failures of these tensors into ignored ones, and list them with their reasons."""
         for i, row in enumerate(self.rows):
-            if row.verdict == "fail" and row.tensor in reasons and row.part in parts:
+            open_one = row.verdict in ("fail", "unresolved")
+            if open_one and row.tensor in reasons and row.part in parts:
                 self.rows[i] = replace(row, verdict="ignored", grade="")
                 why = reasons[row.tensor]
                 self.notes.append(f"ignored: {row.name}, off by {row.relative:.1e} ({why})")
@@ -141,21 +143,23 @@ class Findings:
         rows = self.rows
         if not rows:
             return "no tensor is checked yet"
+        several = any(r.part for r in rows)
+        things = "derivatives" if several else "tensors"
         failed = [r for r in rows if r.verdict == "fail"]
         if failed:
             worst = max(failed, key=lambda r: r.relative)
             named = ", ".join(f"{s.name or 'the model itself'} ({s.kind})" for s in self.suspects)
             return (
-                f"the gradient is wrong in {len(failed)} of {len(rows)} tensors, worst in "
+                f"the gradient is wrong in {len(failed)} of {len(rows)} {things}, worst in "
                 f"{worst.name} at {worst.at}: relative error {worst.relative:.1e}"
                 + (f"; the culprit is {named}" if named else "")
             )
         passed = [r for r in rows if r.verdict == "pass"]
         if not passed:
-            return f"nothing could be certified in {len(rows)} tensors"
+            return f"nothing could be certified in {len(rows)} {things}"
         worst = max(passed, key=lambda r: r.relative)
         return (
-            f"{len(passed)} of {len(rows)} tensors pass, worst relative error "
+            f"{len(passed)} of {len(rows)} {things} pass, worst relative error "
             f"{worst.relative:.1e} in {worst.name}"
         )
 
@@ -194,7 +198,7 @@ def _key(verdict: str) -> str:
 def _row(part: str, reading: "Reading") -> GradcheckRow:
     from curvcli.gradients.reading import grade
 
-    place, _, worst, _ = reading.worst
+    place, worst = reading.worst.place, reading.worst.comparison
     whole = sum(f.whole for f in reading.found)
     decided = reading.verdict in ("pass", "fail")
     return GradcheckRow(

@@ -100,7 +100,8 @@ class Gradcheck(Analysis):
         allowed = Allowed.of(problem, self.ignore)
         small, reach = self._planned(problem, work)
         parts = self._parts(small)
-        probe(small)
+        for posed in parts.values():
+            probe(posed)
         said = f"{small.examples} of {problem.examples} examples, in {self.dtype}"
         found = Findings(self.tolerance, self.dtype, [said, *late_hooks(problem)])
         try:
@@ -113,7 +114,7 @@ class Gradcheck(Analysis):
                 self._explain(2, set(SECOND), small, allowed, found, work)
         except KeyboardInterrupt:
             found.interrupted = True
-            found.notes.append(f"interrupted when {len(found.rows)} tensors were checked")
+            found.notes.append(f"stopped after {len(found.rows)} of {len(problem.names)} tensors")
         ignored = [r.tensor for r in found.rows if r.verdict == "ignored"]
         return self.result(
             found.headline,
@@ -154,10 +155,15 @@ class Gradcheck(Analysis):
         with posed.engaged():
             first = First(posed, reach, work.rng, work.memory)
             found.evaluators.append(first.evaluate)
+            computed = str(first.dtype).removeprefix("torch.")
+            if computed != self.dtype:
+                part_of = part or "the loss"
+                found.notes.append(f"{part_of} is computed in {computed} somewhere: rounded alike")
             if not part:
                 seen = coverage(posed, first.gradient)
                 found.notes += seen.notes
                 found.depth = seen.depth
+            first.evaluate.tick = lambda: watch(len(found.rows), len(posed.names), None, None)
             for done, reading in enumerate(first.readings(), 1):
                 # A penalty may be about some of the tensors only.
                 if posed.penalty is None or reading.verdict != "vacuous":
@@ -198,6 +204,29 @@ class Gradcheck(Analysis):
             if products.refused:
                 found.refused.append(Check(f"{matrix} products", "undecided", products.refused))
 
+    def _excuse(
+        self, parts: set[str], posed: "Problem", allowed: "Allowed", found: Findings, work: "Work"
+    ) -> None:
+        """Excuse tensors that are allowed, and those behind allowed modules that are right else."""
+        from curvcli.gradients.allowed import upstream
+        from curvcli.gradients.cut import without
+        from curvcli.gradients.first import First, Reach
+
+        found.excuse({n: f"{p}: {allowed.reasons[p]}" for n, p in allowed.tensors.items()}, parts)
+        open_ones = {r.tensor for r in found.failed(parts, "unresolved")}
+        if not (allowed.modules and open_ones):
+            return
+        behind = upstream(posed, allowed.modules) & open_ones
+        with posed.engaged(), without(posed, list(allowed.modules), work.rng) as rest:
+            first = First(rest, Reach(2, 2, self.tolerance), work.rng, work.memory)
+            # The outputs' gradients tell of what lies between the modules and the loss.
+            after = [first.read(n) for n in rest.names if n not in posed.names]
+            passed = all(r.verdict != "fail" for r in after)
+            right = {n for n in behind if passed and first.read(n).verdict != "fail"}
+        patterns = dict.fromkeys(allowed.modules.values())
+        reason = "; ".join(f"{p}: {allowed.reasons[p]}" for p in patterns)
+        found.excuse(dict.fromkeys(right, reason), parts)
+
     def _explain(
         self,
         order: Literal[1, 2],
@@ -208,28 +237,20 @@ class Gradcheck(Analysis):
         work: "Work",
     ) -> None:
         """Check the modules one by one where that is asked for; excuse what is allowed."""
-        from curvcli.gradients.allowed import upstream
         from curvcli.gradients.blame import blame
 
-        found.excuse({n: f"{p}: {allowed.reasons[p]}" for n, p in allowed.tensors.items()}, parts)
+        self._excuse(parts, posed, allowed, found, work)
         failed = found.failed(parts)
         # A wrong first derivative makes the second one wrong as well.
         known = order == 2 and bool(found.suspects)
-        wanted = self.blame == "always" or bool(
-            failed and (self.blame == "auto" or allowed.modules)
-        )
+        wanted = self.blame == "always" or bool(failed and self.blame == "auto")
         if known or not wanted:
             return
         watch = work.announce("checking modules")
         suspects, unclear = blame(posed, self.tolerance, work.rng, order, watch)
-        excused = [s for s in suspects if s.name in allowed.modules]
-        found.blame(s for s in suspects if s.name not in allowed.modules)
-        if excused and len(excused) == len(suspects):
-            patterns = dict.fromkeys(allowed.modules[s.name] for s in excused)
-            reason = "; ".join(f"{p}: {allowed.reasons[p]}" for p in patterns)
-            behind = upstream(posed, [s.name for s in excused])
-            found.excuse(dict.fromkeys(behind, reason), parts)
-        elif not suspects:
+        mine = [s for s in suspects if s.name not in allowed.modules]
+        found.blame(mine)
+        if not mine:
             named = ", ".join(n or "the model itself" for n in unclear[:6])
             said = "no module fails alone" + (f"; no telling of {named}" if unclear else "")
             found.refused.append(Check("culprit", "undecided" if failed else "pass", said))

@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 from curvcli.batches import arguments
 from curvcli.derivatives import derivatives
 from curvcli.gradients.first import NUDGE, size_of
+from curvcli.gradients.grain import coarsest
+from curvcli.gradients.places import padding
 from curvcli.linalg.operator import normal
 from curvcli.modules import watchable
 from curvcli.problem import Problem
@@ -24,23 +26,29 @@ CALLS = 64
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module, with copies of what it was given."""
+    """One call of a module, with copies of what it was given.
+
+    flowing: which leaves of args and kwargs a gradient flows back through
+    """
 
     name: str
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    flowing: tuple[bool, ...]
 
 
 def record(problem: Problem) -> dict[str, list[Call]]:
-    """Run the first batch once and copy what each module is given."""
+    """Run every batch once and copy what each module is given, by name."""
     calls: dict[str, list[Call]] = {}
 
     def hook(name: str) -> Any:
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             mine = calls.setdefault(name, [])
             del mine[CALLS - 1 :]  # the last one so far makes room for this one
-            mine.append(Call(name, module, _copied(args), _copied(kwargs)))
+            leaves = pytree.tree_leaves((args, dict(kwargs)))
+            flowing = tuple(isinstance(t, Tensor) and t.requires_grad for t in leaves)
+            mine.append(Call(name, module, _copied(args), _copied(kwargs), flowing))
 
         return before
 
@@ -48,8 +56,8 @@ def record(problem: Problem) -> dict[str, list[Call]]:
         m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, m in watchable(problem.model)
     ]
     try:
-        with torch.no_grad():
-            args, kwargs = arguments(problem.batches[0].inputs)
+        for batch in problem.batches:
+            args, kwargs = arguments(batch.inputs)
             with problem.replaying():
                 problem.model(*args, **kwargs)
     finally:
@@ -60,6 +68,9 @@ def record(problem: Problem) -> dict[str, list[Call]]:
 
 def _copied(tree: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), tree)
+
+
+PLAIN = Tensor | int | float | complex | str | None
 
 
 class Joint(NamedTuple):
@@ -86,23 +97,26 @@ class Alone:
         own = dict(call.module.named_parameters())
         chosen = {id(p) for p in problem.params.values()}
         self.params = {n: p for n, p in own.items() if id(p) in chosen}
+        rows = padding(problem)
+        whose = {id(p): n for n, p in problem.params.items()}
+        self.left_out = {
+            n: rows[whose[id(p)]] for n, p in self.params.items() if whose[id(p)] in rows
+        }
         self.leaves, self.spec = pytree.tree_flatten((call.args, dict(call.kwargs)))
         self.inputs = [
             i for i, t in enumerate(self.leaves)
-            if isinstance(t, Tensor) and t.is_floating_point() and t.numel()
+            if call.flowing[i] and t.is_floating_point() and t.numel() and t.isfinite().all()
         ]  # fmt: skip
         with torch.no_grad():
             first, second = self._outputs({}, {}), self._outputs({}, {})
-        self.repeats = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        self.eps = torch.finfo(torch.float64).eps  # until a graph says more
+        repeats = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        # What it hides in an object of its own cannot be judged; numbers and flags need not be.
+        self.judged = None if self.opaque or not repeats else bool(first)
         self.weights = [normal(t, rng) for t in first]
         pairs = zip(first, self.weights, strict=True)
         # What the rounding of u^T f is relative to: its summands may cancel.
         self.scale = sum(float((t.detach() * w).abs().sum()) for t, w in pairs)
-
-    @property
-    def judged(self) -> bool:
-        """Whether it can be checked: it gives numbers, and the same twice."""
-        return bool(self.weights) and self.repeats
 
     def nearby(self, rng: torch.Generator) -> "Alone":
         """Give it other inputs, by a hundredth of their size."""
@@ -124,9 +138,9 @@ class Alone:
                 out = functional_call(self.call.module, dict(params), args, kwargs)
             else:
                 out = self.call.module(*args, **kwargs)
-        return [
-            t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()
-        ]
+        leaves = pytree.tree_leaves(out)
+        self.opaque = any(not isinstance(t, PLAIN) for t in leaves)
+        return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
 
     def value(
         self, points: Mapping[int | str, Tensor], weights: Sequence[Tensor] | None = None
@@ -138,6 +152,12 @@ class Alone:
             outputs = self._outputs(inputs, params)
             pairs = zip(outputs, weights or self.weights, strict=True)
             return float(torch.stack([(t * w).sum() for t, w in pairs]).sum())
+
+    def still(self, key: int | str, move: Tensor) -> Tensor:
+        """Leave padding rows of embeddings where they are: autograd leaves them out on purpose."""
+        if key in self.left_out:
+            move.view(-1)[self.left_out[str(key)]] = 0
+        return move
 
     @property
     def points(self) -> dict[int | str, Tensor]:
@@ -159,6 +179,8 @@ class Alone:
             for n in saved:
                 self.params[n].data = points[n]
             outputs = self._outputs(given, {})
+            if outputs:
+                self.eps = torch.finfo(coarsest(outputs)).eps
             targets = [*given.values(), *self.params.values()]
             cotangents = [w.clone().requires_grad_(create_graph) for w in self.weights]
             live = [i for i, t in enumerate(outputs) if t.requires_grad]

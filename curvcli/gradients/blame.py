@@ -22,7 +22,7 @@ from curvcli.curvature.compat import second_order
 from curvcli.curvature.hessian import reason
 from curvcli.gradients.alone import Alone, Call, Joint, record
 from curvcli.gradients.first import size_of
-from curvcli.linalg.differences import STEPS, Comparison, compare_all, judge
+from curvcli.linalg.differences import STEPS, Accuracy, Comparison, compare, judge
 from curvcli.linalg.operator import normal
 from curvcli.problem import Problem
 from curvcli.work import Watch, silent
@@ -74,7 +74,7 @@ def blame(
     order: Literal[1, 2] = 1,
     watch: Watch = silent,
 ) -> Blame:
-    """Check every module that the first batch calls, innermost first, in float64.
+    """Check every module that is called, innermost first, in float64.
 
     `order` 2 checks second derivatives. A module with an unclear one inside it is not accused of
     what may be that one's doing.
@@ -128,15 +128,18 @@ def _verdict(
     for call in calls:
         try:
             alone = Alone(call, problem, rng)
-            if not alone.judged:
+            if alone.judged is False:  # it gives nothing that has a derivative
+                continue
+            if alone.judged is None:
+                sure = False
                 continue
             found = how(alone, tolerance, rng)
             # Only here, where kinks may meet, or nearby too?
             wrong = isinstance(found, Suspect)
             if wrong and isinstance(how(alone.nearby(rng), tolerance, rng), Suspect):
                 return found
-        except RuntimeError:
-            found = None  # a module that cannot be called alone
+        except Exception:  # a module that cannot be called alone raises whatever it likes
+            found = None
         sure = sure and found is True
     return True if sure else None
 
@@ -197,15 +200,15 @@ def _along(
 ) -> Comparison:
     """Compare along one random direction in the space of one side."""
     points = alone.points
-    moves = {k: _move(points[k], rng) for k in side.keys}
+    moves = {k: alone.still(k, _move(points[k], rng)) for k in side.keys}
 
     def sample(places: Tensor, steps: Tensor) -> Tensor:
         moved = ({k: points[k] + h * d for k, d in moves.items()} for h in steps.tolist())
         return torch.tensor([alone.value(m) for m in moved], dtype=torch.float64)
 
     claim = _dot(joint.found, moves)[None]
-    eps = _eps(points, side)
-    return judge(claim, 1.0, alone.value({}), sample, tolerance, eps, alone.scale)[0]
+    accuracy = Accuracy(tolerance, alone.eps, alone.scale)
+    return judge(claim, 1.0, alone.value({}), sample, accuracy)[0]
 
 
 def _second(alone: Alone, tolerance: float, rng: torch.Generator) -> Suspect | bool | None:
@@ -214,7 +217,7 @@ def _second(alone: Alone, tolerance: float, rng: torch.Generator) -> Suspect | b
     It has to be right by inputs and parameters, and by the incoming gradient u too: that is J v.
     """
     points = alone.points
-    moves = {k: _move(t, rng) for k, t in points.items()}
+    moves = {k: alone.still(k, _move(t, rng)) for k, t in points.items()}
     steps = torch.tensor(STEPS, dtype=torch.float64)
     shifts = [0.0, *steps.tolist(), *(-steps).tolist()]
     with second_order(alone.call.module):
@@ -230,12 +233,12 @@ def _second(alone: Alone, tolerance: float, rng: torch.Generator) -> Suspect | b
 
     def judged(claim: Tensor, values: Tensor, size: float) -> Comparison:
         plus, minus = values[1:].view(2, 1, -1)
-        eps = torch.finfo(alone.weights[0].dtype).eps
-        return compare_all(claim[None], steps, plus, minus, values[0], tolerance, eps, size)[0]
+        accuracy = Accuracy(tolerance, alone.eps, size)
+        return compare(claim[None], steps, plus, minus, values[0], accuracy)[0]
 
     products = dict(zip(points, by_points, strict=True))
     for side in _sides(alone):
-        against = {k: _move(points[k], rng) for k in side.keys}
+        against = {k: alone.still(k, _move(points[k], rng)) for k in side.keys}
         values = torch.stack([_dot(f, against) for f in fields])
         size = sum(float(fields[0][k].norm() * w.norm()) for k, w in against.items())
         found = judged(_dot(products, against), values, size)
@@ -274,10 +277,6 @@ def _dot(a: Mapping[Any, Tensor], b: Mapping[Any, Tensor]) -> Tensor:
 def _move(t: Tensor, rng: torch.Generator) -> Tensor:
     """Draw a direction in proportion to a tensor's own size."""
     return size_of(t) * normal(t, rng)
-
-
-def _eps(points: dict[int | str, Tensor], side: _Side) -> float:
-    return torch.finfo(points[side.keys[0]].dtype).eps
 
 
 def _suspect(call: Call, wrong: str, found: Comparison | None) -> Suspect:

@@ -27,7 +27,7 @@ class Coverage:
     @property
     def notes(self) -> list[str]:
         """Say it in lines for the report."""
-        said = [f"unused in the loss: {', '.join(self.unused)}"] if self.unused else []
+        said = [f"no gradient reaches: {', '.join(self.unused)}"] if self.unused else []
         if self.dead:
             parts = [f"{dead:,} of {rows:,} of {name}" for name, (dead, rows) in self.dead.items()]
             more = f" and of {len(parts) - 6} more tensors" if parts[6:] else ""

@@ -11,11 +11,11 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from curvcli.gradients.grain import grain
+from curvcli.gradients.grain import coarsest, grain
 from curvcli.gradients.perturbed import Perturbed
-from curvcli.gradients.places import Places, choose, grouped
+from curvcli.gradients.places import Group, Places, choose, grouped, padding
 from curvcli.gradients.reading import Found, Reading, zeros
-from curvcli.linalg.differences import Comparison, judge
+from curvcli.linalg.differences import Accuracy, Comparison, judge
 from curvcli.linalg.operator import normal
 from curvcli.problem import Problem
 
@@ -51,6 +51,13 @@ class First:
         self.gradient = problem.layout.named(problem.gradient())
         self.evaluate = Perturbed(problem, memory)
         self.grain = grain(problem)
+        # What the gradient's own rounding leaves of a derivative that is zero.
+        sizes = {
+            n: float(g.norm()) * size_of(self.evaluate.values[n]) for n, g in self.gradient.items()
+        }
+        self.nil = 1e3 * torch.finfo(problem.like.dtype).eps * max(sizes.values())
+        self.padding = padding(problem)
+        self.dtype = coarsest([problem.share(b) for b in problem.batches])
 
     def readings(self) -> Iterator[Reading]:
         """Check one tensor after the other, in the model's order, but those without entries."""
@@ -61,7 +68,9 @@ class First:
     def read(self, name: str) -> Reading:
         """Compare at every chosen place of one tensor; in a wrong one, hunt for bad entries."""
         g = self.gradient[name].cpu()
-        places = choose(g, self.reach.directions, self.reach.entries, self.rng)
+        places = choose(
+            g, self.reach.directions, self.reach.entries, self.rng, self.padding.get(name)
+        )
         looked = [(places, self._judged(name, places))]
         if self.reach.entries is None:
             looked += self._every(name)
@@ -83,7 +92,7 @@ class First:
 
     def _every(self, name: str) -> "list[Looked]":
         """Look at every entry: in groups, and alone at those of a group that does not pass."""
-        groups, exactness = grouped(self.gradient[name].cpu(), self.rng)
+        groups, exactness = grouped(self.gradient[name].cpu(), self.rng, self.padding.get(name))
         together = self._judged(name, groups, exactness=exactness)
         sure = [c.verdict in ("pass", "vacuous") for c in together]
         kept = tuple(g for g, s in zip(groups.groups, sure, strict=True) if s)
@@ -109,7 +118,7 @@ class First:
     def sweep(self, name: str) -> list[float]:
         """Take the relative error along one direction at every step of SWEEP; NaN without value."""
         g = self.gradient[name].cpu()
-        places = choose(g, 1, 0, self.rng)
+        places = choose(g, 1, 0, self.rng, self.padding.get(name))
         steps = size_of(self.evaluate.values[name]) * torch.tensor(SWEEP, dtype=torch.float64)
         which = torch.zeros(2 * len(steps), dtype=torch.int64)
         values = self.evaluate.at(name, places, which, torch.cat([steps, -steps])).view(2, -1)
@@ -129,9 +138,12 @@ class First:
             size_of(self.evaluate.values[name]),
             self.evaluate.plain,
             partial(how, name, places),
-            exactness * self.reach.tolerance,
-            torch.finfo(self.gradient[name].dtype).eps,
-            self.grain,
+            Accuracy(
+                exactness * self.reach.tolerance,
+                torch.finfo(self.dtype).eps,
+                self.grain,
+                self.nil / size_of(self.evaluate.values[name]),
+            ),
         )
 
     def _fails_plainly(self, name: str, place: Places) -> bool:
@@ -146,15 +158,16 @@ class First:
         """
         g = self.gradient[name].cpu()
         weights = torch.randn(g.numel(), generator=self.rng, dtype=torch.float64)
+        if name in self.padding:
+            weights[self.padding[name]] = 0
         which = torch.tensor([0, 1, 0, 1])
         steps = step * torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
         left, right = 0, g.numel()
         while right - left > 1:
             middle = (left + right) // 2
-            halves = torch.zeros(2, g.numel(), dtype=torch.float64)
-            halves[0, left:middle] = weights[left:middle]
-            halves[1, middle:right] = weights[middle:right]
-            places = Places(g.shape, halves)
+            spans = (torch.arange(left, middle), torch.arange(middle, right))
+            halves = tuple(Group(span, weights[span]) for span in spans)
+            places = Places(g.shape, torch.zeros(0, g.numel(), dtype=torch.float64), (), halves)
             values = self.evaluate.at(name, places, which, steps)
             off = (places.slopes(g) - (values[:2] - values[2:]) / (2 * step)).abs()
             left, right = (left, middle) if off[0] >= off[1] else (middle, right)

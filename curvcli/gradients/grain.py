@@ -1,6 +1,10 @@
 """How coarsely a loss is rounded: as what it is computed from, which may be larger than it."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from curvcli.curvature.gauss_newton import terms_of
@@ -34,3 +38,21 @@ def grain(problem: Problem) -> float:
             terms = []  # the model gives its loss itself
         total += sum(float(t.weights.abs().sum()) for t in terms if t.kind in FROM_ONE)
     return total
+
+
+def coarsest(outputs: Sequence[Tensor]) -> torch.dtype:
+    """Find the coarsest type on the way to some outputs: a part may be computed in bfloat16."""
+    found = max((t.dtype for t in outputs), key=lambda t: torch.finfo(t).eps)
+    ahead: list[Any] = [t.grad_fn for t in outputs if t.grad_fn is not None]
+    seen: set[Any] = set()
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        ahead.extend(before for before, _ in node.next_functions)
+        # Nodes of compiled scripts tell no types; casts are what makes anything coarser.
+        if node.name() == "ToCopyBackward0":
+            types = [m.dtype for m in node._input_metadata if m.dtype.is_floating_point]
+            found = max([found, *types], key=lambda t: torch.finfo(t).eps)
+    return found

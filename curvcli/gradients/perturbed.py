@@ -1,6 +1,7 @@
 """L at perturbed parameters, many at a time where the model allows it."""
 
 import warnings
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class Perturbed:
         self.plain = self._one({})
         self.bytes = peak_bytes(lambda: torch.tensor(self._one({})), problem.like.device)
         self.why_looped = ""
+        self.tick: Callable[[], None] = lambda: None
         self.trusted = False
         self.randomness = "error" if problem.replay is None else "same"
 
@@ -41,10 +43,10 @@ class Perturbed:
         each = self.bytes + 4 * value.numel() * value.element_size()
         chunk = int(max(1, min(CHUNK, self.room // each)))
         self.evaluations += len(which)
-        found = [
-            self._values(name, places.moves(w, h, value))
-            for w, h in zip(torch.split(which, chunk), torch.split(steps, chunk), strict=True)
-        ]
+        found = []
+        for w, h in zip(torch.split(which, chunk), torch.split(steps, chunk), strict=True):
+            found.append(self._values(name, places.moves(w, h, value)))
+            self.tick()
         return torch.cat(found)
 
     def plainly(self, name: str, places: Places, which: Tensor, steps: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ class Perturbed:
             places.moves(w, h, self.values[name])
             for w, h in zip(which[:, None], steps[:, None], strict=True)
         )
-        return self._loop(name, [m[0] for m in moves])
+        return self._loop(name, (m[0] for m in moves))
 
     def _values(self, name: str, displacements: Tensor) -> Tensor:
         if not self.why_looped:
@@ -64,8 +66,11 @@ class Perturbed:
             self.why_looped = found
         return self._loop(name, displacements)
 
-    def _loop(self, name: str, displacements: Tensor | list[Tensor]) -> Tensor:
-        found = [self._one({name: self.values[name] + d}) for d in displacements]
+    def _loop(self, name: str, displacements: Iterable[Tensor]) -> Tensor:
+        found = []
+        for d in displacements:
+            found.append(self._one({name: self.values[name] + d}))
+            self.tick()
         return torch.tensor(found, dtype=torch.float64)
 
     def _batched(self, name: str, displacements: Tensor) -> Tensor | str:

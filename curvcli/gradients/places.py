@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from curvcli.problem import Problem
 
 
 class Group(NamedTuple):
@@ -68,18 +70,45 @@ class Places:
         return out.to(like).view(-1, *self.shape)
 
 
-def choose(g: Tensor, directions: int, entries: int | None, rng: torch.Generator) -> Places:
-    """Choose random directions, and entries of the gradient g: None leaves those to `grouped`."""
+def padding(problem: Problem) -> dict[str, Tensor]:
+    """Find the entries of embeddings' padding rows, which autograd leaves out on purpose."""
+    found: dict[str, Tensor] = {}
+    for module in problem.model.modules():
+        row = getattr(module, "padding_idx", None)
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and row is not None:
+            width = module.weight.shape[1]
+            mine = [n for n, p in problem.params.items() if p is module.weight]
+            found |= dict.fromkeys(mine, torch.arange(row * width, (row + 1) * width))
+    return found
+
+
+def choose(
+    g: Tensor,
+    directions: int,
+    entries: int | None,
+    rng: torch.Generator,
+    without: Tensor | None = None,
+) -> Places:
+    """Choose random directions, and entries of the gradient g: None leaves those to `grouped`.
+
+    `without` are entries that are left alone.
+    """
     flat = g.reshape(-1)
     dense = torch.randn(directions, len(flat), generator=rng, dtype=torch.float64)
-    return Places(g.shape, dense, tuple(_entries(flat, entries or 0, rng)))
+    chosen = _entries(flat, entries or 0, rng)
+    if without is not None:
+        dense[:, without] = 0
+        chosen = [i for i in chosen if i not in set(without.tolist())]
+    return Places(g.shape, dense, tuple(chosen))
 
 
 TOGETHER = 16
 """Entries that are looked at together: with more, more groups need a second look."""
 
 
-def grouped(g: Tensor, rng: torch.Generator) -> tuple[Places, Tensor]:
+def grouped(
+    g: Tensor, rng: torch.Generator, without: Tensor | None = None
+) -> tuple[Places, Tensor]:
     """Put all entries into groups of like size, and say how exact each group has to be.
 
     Entries move together by random weights of 1 to 2, in the gradient's own direction, so that the
@@ -90,6 +119,8 @@ def grouped(g: Tensor, rng: torch.Generator) -> tuple[Places, Tensor]:
     """
     flat = g.reshape(-1).double()
     order = flat.abs().argsort(descending=True)
+    if without is not None:
+        order = order[~torch.isin(order, without)]
     groups = []
     for i in torch.split(order, TOGETHER):
         size = 1 + torch.rand(len(i), generator=rng, dtype=torch.float64)
@@ -102,13 +133,12 @@ def grouped(g: Tensor, rng: torch.Generator) -> tuple[Places, Tensor]:
 
 def _entries(g: Tensor, count: int, rng: torch.Generator) -> Sequence[int]:
     """Choose entries of a flat gradient: the two largest, up to two zeros, the rest at random."""
+    if count >= len(g):
+        return range(len(g))
     largest = g.abs().topk(min(2, count, len(g))).indices.tolist()
     zeros = torch.nonzero(g == 0).flatten()
     zeros = zeros[torch.randperm(len(zeros), generator=rng)[: min(2, max(count - 2, 0))]]
     chosen = list(dict.fromkeys([*largest, *zeros.tolist()]))
-    for i in torch.randint(len(g), (4 * count,), generator=rng).tolist():
-        if len(chosen) >= min(count, len(g)):
-            break
-        if i not in chosen:
-            chosen.append(i)
-    return chosen
+    # Enough to have as many that are new; a permutation of all entries may be large.
+    drawn = torch.randint(len(g), (8 * count + 8,), generator=rng).tolist()
+    return list(dict.fromkeys([*chosen, *drawn]))[: max(count, len(chosen))]

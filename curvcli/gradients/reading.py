@@ -17,12 +17,14 @@ class Found(NamedTuple):
     whole: bool
     comparison: Comparison
     size: int = 1
+    odd: bool = False
+    """Whether it fails at these parameters, though not nearby."""
 
     def doubted(self) -> "Found":
         """Leave undecided what failed here, and only here."""
         if self.comparison.verdict != "fail":
             return self
-        return self._replace(comparison=replace(self.comparison, verdict="unresolved"))
+        return self._replace(comparison=replace(self.comparison, verdict="unresolved"), odd=True)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Reading:
         order: tuple[Verdict, ...] = ("unresolved", "pass")
         if "fail" in anywhere:
             return "fail"
+        if any(f.odd for f in self.found):
+            return "unresolved"
         first = next((v for v in order if v in whole), None)
         return first or ("unresolved" if "unresolved" in anywhere else "vacuous")
 
@@ -77,7 +81,7 @@ def _gravity(found: Found) -> tuple[int, float]:
     """Order places by how much they say against the tensor."""
     c = found.comparison
     order = ["vacuous", "pass", "unresolved", "fail"]
-    if c.verdict == "unresolved" and not found.whole:
+    if c.verdict == "unresolved" and not (found.whole or found.odd):
         return 0, c.relative
     return order.index(c.verdict), c.relative
 

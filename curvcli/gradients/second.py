@@ -18,9 +18,9 @@ from curvcli.curvature.jacobian import Outputs
 from curvcli.derivatives import derivatives
 from curvcli.errors import CurvError
 from curvcli.gradients.first import NUDGE, Reach, size_of
-from curvcli.gradients.places import Places, choose
+from curvcli.gradients.places import Places, choose, padding
 from curvcli.gradients.reading import Found, Reading, zeros
-from curvcli.linalg.differences import STEPS, Comparison, compare_all
+from curvcli.linalg.differences import STEPS, Accuracy, Comparison, compare
 from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
 from curvcli.work import Watch, Work
@@ -63,6 +63,7 @@ def _readings(
     operator, field = _posed(matrix, problem, work)
     found: dict[str, list[Found]] = {n: [] for n in problem.names}
     empty: dict[str, int] = {}
+    left_out = padding(problem)
     for k in range(reach.directions):
         v = _direction(problem, work.rng)
         claims = problem.layout.named(operator.matvec(v))
@@ -70,7 +71,8 @@ def _readings(
         for name, block in claims.items():
             if not block.numel():
                 continue
-            found[name] += _compared(block, [f[name] for f in fields], reach, work.rng)
+            blocks = [f[name] for f in fields]
+            found[name] += _compared(block, blocks, reach, work.rng, left_out.get(name))
             empty[name] = min(zeros(block), empty.get(name, block.numel()))
         watch(k + 1, reach.directions, None, None)
     shapes = dict(zip(problem.layout.names, problem.layout.shapes, strict=True))
@@ -93,8 +95,12 @@ def _posed(matrix: Matrix, problem: Problem, work: Work) -> tuple[LinearOperator
 def _direction(problem: Problem, rng: torch.Generator) -> Tensor:
     """Draw a direction (n,) in which every tensor moves in proportion to its own size."""
     parts = []
-    for p in problem.params.values():
-        parts.append(size_of(p) * torch.randn(p.shape, generator=rng, dtype=torch.float64).to(p))
+    left_out = padding(problem)
+    for name, p in problem.params.items():
+        d = size_of(p) * torch.randn(p.shape, generator=rng, dtype=torch.float64)
+        if name in left_out:
+            d.view(-1)[left_out[name]] = 0
+        parts.append(d.to(p))
     return problem.layout.flatten(parts)
 
 
@@ -142,10 +148,14 @@ class _Frozen:
 
 
 def _compared(
-    claim: Tensor, blocks: Sequence[Tensor], reach: Reach, rng: torch.Generator
+    claim: Tensor,
+    blocks: Sequence[Tensor],
+    reach: Reach,
+    rng: torch.Generator,
+    without: Tensor | None,
 ) -> list[Found]:
     """Compare one tensor's block: random projections, sampled entries, and the one most off."""
-    places = choose(claim.cpu(), reach.directions, reach.entries, rng)
+    places = choose(claim.cpu(), reach.directions, reach.entries, rng, without)
     comparisons = _judged(places, claim, blocks, reach.tolerance)
     found = [
         Found(name.replace("direction", "projection"), i < len(places.dense), c)
@@ -155,7 +165,10 @@ def _compared(
     if wrong:
         s = STEPS.index(min(STEPS, key=lambda h: abs(h - wrong[0].step)))
         numeric = (blocks[1 + s] - blocks[1 + len(STEPS) + s]) / (2 * STEPS[s])
-        entry = int((claim - numeric).abs().reshape(-1).argmax())
+        off = (claim - numeric).abs().reshape(-1)
+        if without is not None:
+            off[without] = 0
+        entry = int(off.argmax())
         one = Places(claim.shape, torch.empty(0, claim.numel(), dtype=torch.float64), (entry,))
         (c,) = _judged(one, claim, blocks, reach.tolerance)
         found.append(Found(one.index(entry), False, c))
@@ -171,8 +184,8 @@ def _judged(
     size = float(blocks[0].double().norm())
     norms = places.dense.norm(dim=1) * size
     entries = torch.full((len(places.entries),), float(blocks[0].abs().max()), dtype=torch.float64)
-    return compare_all(
+    accuracy = Accuracy(tolerance, torch.finfo(claim.dtype).eps, torch.cat([norms, entries]))
+    return compare(
         places.slopes(claim), torch.tensor(STEPS, dtype=torch.float64), values[:, 1 : 1 + s],
-        values[:, 1 + s :], values[:, 0], tolerance, torch.finfo(claim.dtype).eps,
-        torch.cat([norms, entries]),
+        values[:, 1 + s :], values[:, 0], accuracy,
     )  # fmt: skip

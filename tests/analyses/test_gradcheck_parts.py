@@ -9,11 +9,15 @@ from faults import BUGS, RIGHT, around
 from questions import ask, classify, inputs, interrupted_at, mlp
 from second_faults import WRONG
 from torch import Tensor, nn
+from torch.nn import functional
 
+import curvcli
 from curvcli.analyses.gradcheck import Gradcheck
+from curvcli.batches import Terms
 from curvcli.errors import CurvError
 from curvcli.problem import Problem
 from curvcli.report import Result
+from curvcli.selftest import Of, op
 
 FEW = Gradcheck(samples=12)
 
@@ -216,6 +220,165 @@ def test_the_allow_list_hides_nothing_else() -> None:
     assert result.status == "fail"
     (culprit,) = [c for c in result.checks if c.name == "culprit"]
     assert culprit.message.startswith("after0: ")
+
+
+class Block(nn.Module):
+    """Holds a quantizer, and a bug of its own before, beside or behind it."""
+
+    def __init__(self, bug: nn.Module, where: str) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(6, 6)
+        self.quantizer = Quantizer()
+        self.f = bug.f
+        self.where = where
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.encoder(x)
+        f: Any = self.f
+        q = self.quantizer
+        ways = {"before": lambda: q(f(h)), "beside": lambda: f(h) + q(h), "behind": lambda: f(q(h))}
+        out: Tensor = ways[self.where]()
+        return out
+
+
+@pytest.mark.parametrize("where", ["before", "beside", "behind"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_allow_list_does_not_excuse_what_holds_the_module(where: str, seed: int) -> None:
+    allowed = Gradcheck(samples=12, ignore={"1.quantizer": "straight-through"})
+    torch.manual_seed(seed)
+    right = around(Block(RIGHT["a Function"].make(), where), seed)
+    result = ask(allowed, right, seed)
+    assert result.status == "pass", result.headline
+    assert verdicts(result)["1.encoder.weight"] == "ignored"
+    wrong = around(Block(BUGS["a factor 2"].make(), where), seed)
+    result = ask(allowed, wrong, seed)
+    assert result.status == "fail"
+    assert verdicts(result)["1.encoder.weight"] == "fail"
+
+
+@pytest.mark.parametrize("type", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_part_in_low_precision_is_no_wrong_gradient(type: torch.dtype) -> None:
+    class Cast(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.to(type).to(x.dtype)
+
+    for seed in range(4):
+        torch.manual_seed(seed)
+        result = ask(FEW, around(Cast(), seed), seed)
+        assert result.status == "undecided", result.headline
+        assert any(str(type).removeprefix("torch.") in n for n in result.notes)
+
+
+def test_an_entry_far_below_its_direction_does_not_pass() -> None:
+    class Tiny(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(3, 6))
+            self.w.register_hook(self.spoil)  # type: ignore[no-untyped-call]
+
+        def spoil(self, g: Tensor) -> Tensor:
+            g = g.clone()
+            g[1, 4] *= 1.5
+            return g
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.w.T
+
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x = inputs(20, 6, seed=seed)
+        x[:, 4] *= 1e-7
+        result = ask(Gradcheck(samples=20, entries="all"), classify(Tiny(), x), seed)
+        assert verdicts(result)["w"] == "fail"
+        assert result.rows[0]["at"] == "[1, 4]"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_padding_row_is_left_out_on_purpose(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Embedding(5, 4, padding_idx=0), nn.Flatten(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model.get_parameter("0.weight").normal_()
+    x = torch.randint(5, (20, 2), generator=torch.Generator().manual_seed(seed))
+    every = Gradcheck(samples=20, entries="all", blame="always", second_order=True)
+    result = ask(every, classify(model, x), seed)
+    assert result.status == "pass", result.headline
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_allowed_estimator_is_excused_at_every_seed(seed: int) -> None:
+    allowed = Gradcheck(samples=12, ignore={"quantizer": "straight-through"})
+    assert ask(allowed, quantized(nn.Tanh()), seed).status == "pass"
+
+
+def test_a_gradient_too_small_to_tell_is_not_called_zero() -> None:
+    wrong = around(BUGS["a sign"].make(), 0)
+    p = replace(wrong, loss=lambda out, batch: Terms(1e3 + 1e-9 * out.sum(), 1.0))
+    result = ask(FEW, p)
+    assert "vacuous" not in verdicts(result).values()
+    assert result.status == "undecided"
+
+
+def test_train_mode_from_python() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 3))
+    batch = (inputs(12, 6), torch.arange(12) % 3)
+    result = curvcli.gradcheck(
+        model, functional.cross_entropy, [batch], mode="train", replay_rng=True
+    )
+    assert result.status == "pass"
+    with pytest.raises(CurvError, match="Dropout"):
+        curvcli.gradcheck(model, functional.cross_entropy, [batch], mode="train")
+
+
+def test_a_backward_that_raises_is_the_models() -> None:
+    def raising(x: Tensor) -> Tensor:
+        y = x.exp()
+        y += 1  # exp needs its result
+        return y
+
+    with pytest.raises(CurvError, match="the backward pass fails") as refused:
+        ask(FEW, around(Of(raising), 0))
+    assert refused.value.code == "E_MODEL"
+
+
+def test_a_random_penalty_is_told_as_such() -> None:
+    p = replace(small(), penalties={"odd": lambda model: torch.rand(()) * weights_squared(model)})
+    with pytest.raises(CurvError, match="penalty odd") as refused:
+        ask(FEW, p)
+    assert refused.value.code == "E_NONDET"
+
+
+def test_masks_and_children_that_need_their_parent_are_not_accused() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = op(lambda ctx, x, m: (ctx.save_for_backward(m), x * m)[1],
+                        lambda ctx, g: (g * ctx.saved_tensors[0], None))  # fmt: skip
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            out: Tensor = self.f(x, mask)
+            return out
+
+    class Fed(nn.Module):
+        """Needs what its parent sets."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = x * self.__dict__.pop("scale")
+            return out
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.masked, self.fed = Masked(), Fed()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.fed.__dict__["scale"] = 2.0
+            out: Tensor = self.fed(self.masked(x, (x > 0).to(x)))
+            return out
+
+    torch.manual_seed(0)
+    result = ask(Gradcheck(samples=12, blame="always"), around(Outer(), 0))
+    assert result.status == "pass", [c for c in result.checks if c.status != "pass"]
 
 
 def test_a_tensor_can_be_ignored_by_name() -> None:

@@ -8,11 +8,26 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from curvcli.linalg.differences import STEPS, Comparison, compare, compare_all
+from curvcli.linalg.differences import STEPS, Accuracy, Comparison
+from curvcli.linalg.differences import compare as compare_all
 from curvcli.linalg.differences import judge as judge_all
 
 EPS = torch.finfo(torch.float64).eps
 Function = Callable[[float], float]
+
+
+def compare(
+    claim: float,
+    h: torch.Tensor,
+    plus: torch.Tensor,
+    minus: torch.Tensor,
+    centre: float,
+    tolerance: float,
+    eps: float,
+) -> Comparison:
+    claims = torch.tensor([claim], dtype=torch.float64)
+    accuracy = Accuracy(tolerance, eps)
+    return compare_all(claims, h, plus[None], minus[None], centre, accuracy)[0]
 
 
 def judge(
@@ -196,7 +211,7 @@ def test_asking_step_by_step_gives_the_verdict_of_all_steps(seed: int) -> None:
 
         for claim, verdict in ((1.0, "pass"), (0.99, "fail"), (-1.0, "fail")):
             (found,) = judge_all(
-                torch.tensor([claim], dtype=torch.float64), 1.0, centre, one, 1e-4, EPS
+                torch.tensor([claim], dtype=torch.float64), 1.0, centre, one, Accuracy(1e-4, EPS)
             )
             h = torch.tensor(STEPS, dtype=torch.float64)
             which = torch.full((len(h),), i)
@@ -213,7 +228,7 @@ def test_a_right_claim_takes_two_evaluations() -> None:
         return torch.sin(0.4 + steps)
 
     claim = torch.tensor([math.cos(0.4)], dtype=torch.float64)
-    (found,) = judge_all(claim, 1.0, math.sin(0.4), sample, 1e-5, EPS)
+    (found,) = judge_all(claim, 1.0, math.sin(0.4), sample, Accuracy(1e-5, EPS))
     assert found.verdict == "pass"
     assert len(asked) == 2
 
@@ -230,5 +245,5 @@ def test_each_place_has_its_own_tolerance() -> None:
     h = torch.tensor([1e-5, 1e-6], dtype=torch.float64)
     claims = torch.tensor([2.0002, 2.0002], dtype=torch.float64)
     plus, minus = (2 * (1 + h)).expand(2, 2), (2 * (1 - h)).expand(2, 2)
-    found = compare_all(claims, h, plus, minus, 2.0, torch.tensor([1e-3, 1e-5]), EPS)
+    found = compare_all(claims, h, plus, minus, 2.0, Accuracy(torch.tensor([1e-3, 1e-5]), EPS))
     assert [c.verdict for c in found] == ["pass", "fail"]
