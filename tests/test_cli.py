@@ -416,7 +416,7 @@ def test_a_terminal_has_colour_unless_told_not_to(
 def test_formats_on_stdout() -> None:
     assert curv("eig", "--format", "json").document["schema"] == "curv.report/1"
     lines = curv("eig", "-k", "2", "--format", "csv").out.splitlines()
-    assert lines[0].startswith("index,eigenvalue,")
+    assert lines[0].startswith("block,eigenvalue,")
     assert len(lines) == 3
     assert curv("eig", "--plain").out.isascii()
 
@@ -427,7 +427,7 @@ def test_out_by_suffix(here: Path) -> None:
         assert done.code == 0
         assert "eigenvalue" in done.out, "the table is on stdout all the same"
     assert json.loads((here / "report.json").read_text())["results"]["eig"]
-    assert (here / "report.csv").read_text().startswith("index,")
+    assert (here / "report.csv").read_text().startswith("block,")
     assert (here / "report.txt").read_text() == done.out
     printed = curv("eig", "--out", "report.txt", "--format", "json")
     assert printed.document["results"]["eig"], "--format is of what is printed"

@@ -6,13 +6,17 @@ from curvcli.analyses.eig import Eig
 from curvcli.analyses.gradcheck import Gradcheck
 from curvcli.analyses.hvp import Hvp
 from curvcli.analyses.ratio import Ratio
+from curvcli.analyses.spectrum import Spectrum
+from curvcli.analyses.trace import Trace
 
 ANALYSES: tuple[type[Analysis], ...] = (
     Gradcheck,
     Eig,
     Diag,
+    Trace,
     Hvp,
     Ratio,
+    Spectrum,
 )
 
 
