@@ -416,7 +416,7 @@ def test_a_terminal_has_colour_unless_told_not_to(
 def test_formats_on_stdout() -> None:
     assert curv("eig", "--format", "json").document["schema"] == "curv.report/1"
     lines = curv("eig", "-k", "2", "--format", "csv").out.splitlines()
-    assert lines[0].startswith("block,eigenvalue,")
+    assert lines[0].startswith("block,index,eigenvalue,")
     assert len(lines) == 3
     assert curv("eig", "--plain").out.isascii()
 
