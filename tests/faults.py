@@ -159,6 +159,18 @@ class Overwriting(nn.Module):
         return out
 
 
+class Spoiled(nn.Module):
+    """Multiplies by a weight whose gradient is wrong in one entry."""
+
+    def __init__(self, rows: int, place: tuple[int, int], factor: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(rows, 6))
+        self.w.register_hook(lambda g: times_at(g, place, factor))  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.w.T
+
+
 class Truncated(nn.Module):
     """Goes back one step in time only."""
 

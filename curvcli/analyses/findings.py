@@ -60,10 +60,9 @@ class Findings:
         """The largest relative error so far."""
         return max((r.relative for r in self.rows), default=None)
 
-    def failed(self, parts: Iterable[str], *besides: str) -> list[GradcheckRow]:
-        """The rows of these parts that fail, or have one of the other verdicts."""
-        wanted = ("fail", *besides)
-        return [r for r in self.rows if r.verdict in wanted and r.part in parts]
+    def having(self, parts: Iterable[str], *verdicts: str) -> list[GradcheckRow]:
+        """The rows of these parts with one of these verdicts."""
+        return [r for r in self.rows if r.verdict in verdicts and r.part in parts]
 
     def add(self, part: str, reading: "Reading") -> None:
         """Make a row of what differences say of one tensor."""

@@ -53,10 +53,10 @@ class Gradcheck(Analysis):
     """Is the gradient right?
 
     Every parameter tensor's gradient, from one joint backward in float64, is held against centred
-    differences along random directions (which see every entry) and at sampled entries: the largest,
-    random ones, and some that are zero. A difference carries its own error (rounding, truncation,
-    kinks); a tensor passes or fails only where that error is small enough to tell, and is
-    `unresolved` otherwise. `vacuous` means that this data gives no gradient to check.
+    differences along random directions (to which every entry adds) and at sampled entries: the
+    largest, random ones, and some that are zero. A difference carries its own error (rounding,
+    truncation, kinks); a tensor passes or fails only where that error is small enough to tell, and
+    is `unresolved` otherwise. `vacuous` means that this data gives no gradient to check.
     """
 
     name: ClassVar[str] = "gradcheck"
@@ -207,25 +207,49 @@ class Gradcheck(Analysis):
     def _excuse(
         self, parts: set[str], posed: "Problem", allowed: "Allowed", found: Findings, work: "Work"
     ) -> None:
-        """Excuse tensors that are allowed, and those behind allowed modules that are right else."""
+        """Excuse tensors that are allowed, or right once the allowed modules are cut out."""
         from curvcli.gradients.allowed import upstream
         from curvcli.gradients.cut import without
-        from curvcli.gradients.first import First, Reach
 
         found.excuse({n: f"{p}: {allowed.reasons[p]}" for n, p in allowed.tensors.items()}, parts)
-        open_ones = {r.tensor for r in found.failed(parts, "unresolved")}
-        if not (allowed.modules and open_ones):
+        if not allowed.modules:
             return
-        behind = upstream(posed, allowed.modules) & open_ones
-        with posed.engaged(), without(posed, list(allowed.modules), work.rng) as rest:
-            first = First(rest, Reach(2, 2, self.tolerance), work.rng, work.memory)
-            # The outputs' gradients tell of what lies between the modules and the loss.
-            after = [first.read(n) for n in rest.names if n not in posed.names]
-            passed = all(r.verdict != "fail" for r in after)
-            right = {n for n in behind if passed and first.read(n).verdict != "fail"}
         patterns = dict.fromkeys(allowed.modules.values())
         reason = "; ".join(f"{p}: {allowed.reasons[p]}" for p in patterns)
-        found.excuse(dict.fromkeys(right, reason), parts)
+        for part in sorted(parts):
+            open_ones = {r.tensor for r in found.having({part}, "fail", "unresolved")}
+            # A product mixes all parameters; a gradient is wrong behind the modules alone.
+            if open_ones and part not in SECOND:
+                open_ones &= upstream(posed, allowed.modules)
+            if open_ones:
+                with posed.engaged(), without(posed, allowed.outermost, work.rng) as rest:
+                    right = self._right_besides(part, open_ones, posed, rest, work)
+                found.excuse(dict.fromkeys(right, reason), {part})
+
+    def _right_besides(
+        self,
+        part: str,
+        tensors: set[str],
+        posed: "Problem",
+        rest: "Problem",
+        work: "Work",
+    ) -> set[str]:
+        """Name the tensors whose derivatives are right in what is left without some modules."""
+        from curvcli.gradients.first import First, Reach
+        from curvcli.gradients.second import second
+        from curvcli.work import silent
+
+        reach = Reach(2, 2, self.tolerance)
+        if part in SECOND:
+            products = second(part, rest, reach, work, silent)
+            wrong = {r.tensor for r in products.readings if r.verdict == "fail"}
+            return tensors - wrong if products.readings and wrong <= set(posed.names) else set()
+        first = First(rest, reach, work.rng, work.memory)
+        # The outputs' gradients tell of what lies between the modules and the loss.
+        after = [first.read(n) for n in rest.names if n not in posed.names]
+        if any(r.verdict == "fail" for r in after):
+            return set()
+        return {n for n in tensors if first.read(n).verdict != "fail"}
 
     def _explain(
         self,
@@ -240,7 +264,7 @@ class Gradcheck(Analysis):
         from curvcli.gradients.blame import blame
 
         self._excuse(parts, posed, allowed, found, work)
-        failed = found.failed(parts)
+        failed = found.having(parts, "fail")
         # A wrong first derivative makes the second one wrong as well.
         known = order == 2 and bool(found.suspects)
         wanted = self.blame == "always" or bool(failed and self.blame == "auto")

@@ -61,7 +61,7 @@ class GaussNewton(Pullback):
                     list(bent.values()), by, tangents,
                     retain_graph=True, allow_unused=True, materialize_grads=True,
                 )  # fmt: skip
-            except (RuntimeError, NotImplementedError) as error:
+            except RuntimeError as error:
                 first = str(error).strip().splitlines()[0][:160]
                 raise CurvError(
                     "E_NO_HVP", f"the loss cannot be differentiated twice: {first}"

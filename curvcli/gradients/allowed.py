@@ -48,6 +48,11 @@ class Allowed:
             modules |= dict.fromkeys(inside, pattern)
         return cls(dict(reasons), tensors, modules)
 
+    @property
+    def outermost(self) -> list[str]:
+        """The modules that lie in no other one of them: what is inside those goes with them."""
+        return [n for n in self.modules if not any(n.startswith(m + ".") for m in self.modules)]
+
     def unneeded(self, ignored: Collection[str]) -> list[str]:
         """Say which patterns excuse nothing, given the tensors that were ignored."""
         if not self.reasons:

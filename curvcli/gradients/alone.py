@@ -71,15 +71,16 @@ def _copied(tree: Any) -> Any:
 
 
 PLAIN = Tensor | int | float | complex | str | None
+"""What a module gives that can be judged, or needs not be."""
 
 
 class Joint(NamedTuple):
     """One joint backward.
 
-    targets:   what was differentiated by
-    found:     the derivatives, by their keys in `points`
+    targets:    what was differentiated by
+    found:      the derivatives, by their keys in `points`
     cotangents: the incoming gradients, to be differentiated by as well
-    kept:      whether these came back unchanged
+    kept:       whether these came back unchanged
     """
 
     targets: Sequence[Tensor]
@@ -198,13 +199,9 @@ class Alone:
 
     def title(self, leaf: int) -> str:
         """Name an input as its forward does: `input x`, and by number where it has no name."""
-        paths = [
-            path
-            for path, _ in pytree.tree_flatten_with_path((self.call.args, dict(self.call.kwargs)))[
-                0
-            ]
-        ]
-        side, key, *rest = (getattr(k, "key", getattr(k, "idx", "")) for k in paths[leaf])
+        given = (self.call.args, dict(self.call.kwargs))
+        path, _ = pytree.tree_flatten_with_path(given)[0][leaf]
+        side, key, *rest = (getattr(k, "key", getattr(k, "idx", "")) for k in path)
         name = str(key) if side else _argument(self.call.module, int(key))
         return "input " + (name or str(int(key) + 1)) + "".join(f"[{k!r}]" for k in rest)
 

@@ -224,7 +224,7 @@ def _second(alone: Alone, tolerance: float, rng: torch.Generator) -> Suspect | b
         joint = alone.gradients(create_graph=True)
         try:
             by_points, by_weights = _pushed(joint, moves)
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             return _suspect(alone.call, f"second derivative: {reason(error)}", None)
         moved = [{k: points[k] + h * d for k, d in moves.items()} for h in shifts]
         fields = [alone.gradients(m).found for m in moved]

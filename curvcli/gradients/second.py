@@ -52,7 +52,7 @@ def second(matrix: Matrix, problem: Problem, reach: Reach, work: Work, watch: Wa
                 readings = [r.doubted() if r.tensor in right else r for r in readings]
     except CurvError as error:
         return Products([], refused=error.message)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         return Products([], refused=reason(error))
     return Products(readings, notes)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from faults import BUGS, RIGHT, Checkpointed, Overwriting, around
+from faults import BUGS, RIGHT, Checkpointed, Overwriting, Spoiled, around
 from questions import ask, classify, inputs, mlp
 from torch import Tensor, nn
 
@@ -95,23 +95,11 @@ def test_samples_are_few_seeded_and_said() -> None:
 
 
 def test_the_worst_entry_of_a_wrong_tensor_is_named() -> None:
-    class OneWrong(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.w = nn.Parameter(torch.randn(3, 6))
-            self.w.register_hook(self.spoil)  # type: ignore[no-untyped-call]
-
-        def spoil(self, g: Tensor) -> Tensor:
-            g = g.clone()
-            g[1, 4] *= 40
-            return g
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x @ self.w.T
-
     torch.manual_seed(0)
     # No entry is sampled: the directions see that it is wrong, bisection sees where.
-    result = ask(Gradcheck(samples=20, entries=0), classify(OneWrong(), inputs(20, 6)))
+    result = ask(
+        Gradcheck(samples=20, entries=0), classify(Spoiled(3, (1, 4), 40.0), inputs(20, 6))
+    )
     row = result.rows[0]
     assert row["verdict"] == "fail"
     assert row["at"] == "[1, 4]"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from faults import BUGS, RIGHT, around
+from faults import BUGS, RIGHT, Spoiled, around
 from questions import ask, classify, inputs, interrupted_at, mlp
 from second_faults import WRONG
 from torch import Tensor, nn
@@ -214,6 +214,37 @@ def test_an_intended_gradient_is_excused_and_listed() -> None:
     assert result.metrics["ignored"].value == 2
 
 
+class Nested(nn.Module):
+    """An allowed module with a part of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Quantizer()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x.round().detach() * self.scale + x - x.detach()) / self.scale
+        return out
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_inside_an_allowed_module_goes_with_it(seed: int) -> None:
+    torch.manual_seed(seed)
+    allowed = Gradcheck(samples=12, ignore={"1.*": "straight-through"})
+    assert ask(allowed, around(Nested(), seed), seed).status == "pass"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_second_derivatives_are_excused_only_where_the_rest_is_right(seed: int) -> None:
+    allowed = Gradcheck(samples=12, second_order=True, ignore={"quantizer": "straight-through"})
+    result = ask(allowed, quantized(nn.Tanh()), seed)
+    assert result.status == "pass", result.headline
+    assert "ignored" in verdicts(result, "Hessian").values()
+    result = ask(allowed, quantized(WRONG["a detached factor"]()), seed)
+    assert result.status == "fail"
+    assert "fail" in verdicts(result, "Hessian").values()
+
+
 def test_the_allow_list_hides_nothing_else() -> None:
     allowed = Gradcheck(samples=12, ignore={"quantizer": "straight-through"})
     result = ask(allowed, quantized(BUGS["a factor 2"].make()))
@@ -270,25 +301,13 @@ def test_a_part_in_low_precision_is_no_wrong_gradient(type: torch.dtype) -> None
 
 
 def test_an_entry_far_below_its_direction_does_not_pass() -> None:
-    class Tiny(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.w = nn.Parameter(torch.randn(3, 6))
-            self.w.register_hook(self.spoil)  # type: ignore[no-untyped-call]
-
-        def spoil(self, g: Tensor) -> Tensor:
-            g = g.clone()
-            g[1, 4] *= 1.5
-            return g
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x @ self.w.T
-
     for seed in range(4):
         torch.manual_seed(seed)
         x = inputs(20, 6, seed=seed)
         x[:, 4] *= 1e-7
-        result = ask(Gradcheck(samples=20, entries="all"), classify(Tiny(), x), seed)
+        result = ask(
+            Gradcheck(samples=20, entries="all"), classify(Spoiled(3, (1, 4), 1.5), x), seed
+        )
         assert verdicts(result)["w"] == "fail"
         assert result.rows[0]["at"] == "[1, 4]"
 
@@ -502,22 +521,8 @@ def test_kinks_that_cancel_never_fail_a_right_gradient() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_lone_wrong_entry_shows_in_its_group(seed: int) -> None:
-    class OneWrong(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.w = nn.Parameter(torch.randn(9, 6))
-            self.w.register_hook(self.spoil)  # type: ignore[no-untyped-call]
-
-        def spoil(self, g: Tensor) -> Tensor:
-            g = g.clone()
-            g[4, 1] *= 1.0001
-            return g
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x @ self.w.T
-
     torch.manual_seed(seed)
-    p = classify(OneWrong(), inputs(20, 6, seed=seed), classes=9)
+    p = classify(Spoiled(9, (4, 1), 1.0001), inputs(20, 6, seed=seed), classes=9)
     result = ask(Gradcheck(samples=20, entries="all", directions=1), p, seed)
     (row,) = result.rows
     assert (row["verdict"], row["at"]) == ("fail", "[4, 1]")
