@@ -11,7 +11,7 @@ from curvcli.report import Check, Metric, Result, column, plus_minus
 
 if TYPE_CHECKING:
     from curvcli.linalg.operator import LinearOperator
-    from curvcli.linalg.trace import Estimate
+    from curvcli.linalg.probing import Estimate
     from curvcli.problem import Problem
     from curvcli.work import Work
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from curvcli.batches import Batch
-from curvcli.curvature.gauss_newton import Terms, terms_of, through
+from curvcli.curvature.gauss_newton import through
 from curvcli.curvature.jacobian import Jacobian, Map, Outputs, Pullback
+from curvcli.curvature.terms import Terms, terms_of
 from curvcli.errors import CurvError
 from curvcli.problem import Problem
 

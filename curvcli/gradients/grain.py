@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from curvcli.curvature.gauss_newton import terms_of
 from curvcli.curvature.jacobian import Outputs
+from curvcli.curvature.terms import terms_of
 from curvcli.errors import CurvError
 from curvcli.problem import Problem
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from curvcli.curvature.compat import second_order
-from curvcli.curvature.gauss_newton import AsLogits, GaussNewton
+from curvcli.curvature.gauss_newton import GaussNewton
 from curvcli.curvature.hessian import METHODS, reason
 from curvcli.curvature.jacobian import Outputs
+from curvcli.curvature.terms import AsLogits
 from curvcli.derivatives import derivatives
 from curvcli.errors import CurvError
 from curvcli.gradients.first import NUDGE, Reach, size_of

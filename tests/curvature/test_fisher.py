@@ -13,7 +13,8 @@ from zoo import ZOO, classes, drawn, mlp, posed, unchecked, vectors
 
 from curvcli.batches import Batch, Loss
 from curvcli.curvature.fisher import PREDICTIONS, EmpiricalFisher, Fisher
-from curvcli.curvature.gauss_newton import CURVATURE, GaussNewton, Terms
+from curvcli.curvature.gauss_newton import CURVATURE, GaussNewton
+from curvcli.curvature.terms import Terms
 from curvcli.errors import CurvError
 from curvcli.linalg.operator import normal
 from curvcli.load.loss import as_loss, custom, named

@@ -10,9 +10,12 @@ from oracles import Interrupting, rng, symmetric
 from scipy import stats
 from torch import Tensor
 
-from curvcli.linalg import trace as ways
+from curvcli.linalg import hutchpp as sketched
+from curvcli.linalg import probing
 from curvcli.linalg.operator import Counted, Dense, Mapped, rademacher
-from curvcli.linalg.trace import Estimate, hutchinson, hutchpp, widening, xtrace
+from curvcli.linalg.probing import Estimate, widening
+from curvcli.linalg.trace import hutchinson, hutchpp, xtrace
+from curvcli.linalg.xtrace import XTrace
 
 Method = Callable[..., Estimate]
 METHODS = pytest.mark.parametrize("method", [hutchinson, hutchpp, xtrace])
@@ -90,8 +93,8 @@ def test_decay_is_used(method: Method, spectrum: str) -> None:
 
 def test_a_flat_spectrum_is_left_to_the_probes() -> None:
     found = hutchpp(Dense(symmetric(SPECTRA["pairs"])), NEVER, rng(), max_matvecs=80)
-    assert found.sketches == ways.TRIALS
-    assert found.probes == 80 - 2 * ways.TRIALS
+    assert found.sketches == sketched.TRIALS
+    assert found.probes == 80 - 2 * sketched.TRIALS
 
 
 def test_few_vectors_limit_the_sketches() -> None:
@@ -101,7 +104,7 @@ def test_few_vectors_limit_the_sketches() -> None:
 
 def test_the_remainder_by_its_definition() -> None:
     A = symmetric(SPECTRA["slow"])
-    found = ways._HutchPP(Counted(Dense(A)), rng(), BLOCKS, 60, 60)
+    found = sketched.HutchPP(Counted(Dense(A)), rng(), BLOCKS, 60, 60)
     for _ in range(6):
         found.step()
     Q = torch.stack([found.Q[i] for i in range(6)])
@@ -118,7 +121,7 @@ def test_the_remainder_by_its_definition() -> None:
 def test_xtrace_by_its_definition() -> None:
     A = symmetric(SPECTRA["slow"])
     k = 6
-    found = ways._XTrace(Counted(Dense(A)), rng(), [slice(0, N)])
+    found = XTrace(Counted(Dense(A)), rng(), [slice(0, N)])
     for _ in range(k):
         found.step()
     Z = torch.stack([found.Omega[i] for i in range(k)])
@@ -242,7 +245,7 @@ def test_watching(method: Method) -> None:
 def test_quantiles(freedom: int) -> None:
     assert widening(freedom) == pytest.approx(stats.t.ppf(0.975, freedom) / 1.959964, rel=0.01)
     chi = math.sqrt(freedom / stats.chi2.ppf(0.1, freedom))
-    assert ways._bound(freedom) == pytest.approx(chi, rel=0.04)
+    assert probing._bound(freedom) == pytest.approx(chi, rel=0.04)
 
 
 @pytest.mark.parametrize(("method", "name"), [(hutchpp, "hutchpp_trace"), (xtrace, "xtrace")])
