@@ -16,6 +16,10 @@ class LinearOperator(ABC):
     def matvec(self, v: Tensor) -> Tensor:
         """Apply the map to a vector (n,) of `like`'s dtype and device."""
 
+    def matmat(self, V: Tensor) -> Tensor:
+        """Apply the map to the rows of V (k, n): one by one, where nothing faster is known."""
+        return torch.stack([self.matvec(v) for v in V])
+
     @property
     def size(self) -> int:
         """The dimension n of the space."""
@@ -35,6 +39,11 @@ class Counted(LinearOperator):
         self.matvecs += 1
         return self.inner.matvec(v)
 
+    def matmat(self, V: Tensor) -> Tensor:
+        """Apply the inner map and count every row."""
+        self.matvecs += len(V)
+        return self.inner.matmat(V)
+
 
 class Dense(LinearOperator):
     """A symmetric matrix (n, n) that is held whole."""
@@ -47,11 +56,15 @@ class Dense(LinearOperator):
         """Multiply."""
         return self.matrix @ v
 
+    def matmat(self, V: Tensor) -> Tensor:
+        """Multiply every row."""
+        return V @ self.matrix
+
 
 class Restricted(LinearOperator):
-    """A diagonal block of a map: the rows and columns of one slice."""
+    """A diagonal block of a map: the rows and columns of one slice, or of indices (m,)."""
 
-    def __init__(self, inner: LinearOperator, block: slice) -> None:
+    def __init__(self, inner: LinearOperator, block: slice | Tensor) -> None:
         self.inner = inner
         self.block = block
         self.like = inner.like[block]
