@@ -38,6 +38,7 @@ def __getattr__(name: str) -> "Callable[..., Result]":
         from curvcli.batches import as_batch
         from curvcli.load.loss import as_loss
         from curvcli.options import build
+        from curvcli.output import array_files
         from curvcli.problem import Problem
         from curvcli.work import Work
 
@@ -48,7 +49,10 @@ def __getattr__(name: str) -> "Callable[..., Result]":
         # A DataLoader draws from the process's generator, even where it does not shuffle.
         with torch.random.fork_rng(devices=[]):
             problem = Problem.of(model, as_loss(loss), (as_batch(b) for b in batches), mode=mode)
-        return analysis.answer(problem, Work(rng=torch.Generator().manual_seed(seed)))
+        with array_files([analysis.file] if analysis.file else []) as save:
+            result = analysis.answer(problem, Work(rng=torch.Generator().manual_seed(seed)))
+            save([result])
+        return result
 
     analyse.__name__ = name
     analyse.__doc__ = kind.__doc__

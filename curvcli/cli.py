@@ -202,7 +202,7 @@ def _answer(kinds: Kinds, kind: type[Analysis] | None, values: dict[str, Any]) -
             f"curv {kind.name if kind else 'run'} MODEL",
         )
     _exists(checkpoint)
-    with destination(output.out) as write:
+    with destination(output.out, [a.file for a in analyses if a.file]) as write:
         # What the user's own code prints is no part of the report.
         with contextlib.redirect_stdout(sys.stderr), _announced(output.quiet) as announcer:
             report = _work(spec, checkpoint, run, _plain(cut), analyses, announcer)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from curvcli.errors import CurvError
@@ -27,10 +27,13 @@ class Draft:
 
     def fill(self, text: str) -> None:
         """Write all of it, still under the temporary name."""
+        self.write(lambda path: path.write_bytes(text.encode("utf-8")))
+
+    def write(self, write: Callable[[Path], object]) -> None:
+        """Let a function write the file whose path it is given: the temporary name."""
         try:
-            with self.temporary.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
+            write(self.temporary)
+            with self.temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             self.temporary.chmod(self.mode)
         except OSError as error:

@@ -2,14 +2,26 @@
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic.config import JsonDict
 
 from curvcli.mistakes import Location, mistake, stranger, unknown, wrong
 
-__all__ = ["Bytes", "Location", "Options", "Seconds", "build", "option", "unknown"]
+__all__ = [
+    "ArrayFile", "Bytes", "FilePath", "Location", "Options", "Seconds", "build", "option", "unknown"
+]  # fmt: skip
 
 
 class Options(BaseModel):
@@ -88,6 +100,29 @@ Seconds = Annotated[
 Bytes = Annotated[
     float, BeforeValidator(_quantity(_SIZES, "4GB or 512MiB"), float | str), Field(ge=0)
 ]
+
+
+def _beside(value: Any, info: ValidationInfo) -> Any:
+    """Take a path relative to the spec's folder, which the validation context names."""
+    if not isinstance(value, str | Path):
+        return value
+    if not str(value) or "\0" in str(value):
+        raise ValueError("is not a path")
+    try:
+        return Path((info.context or {}).get("folder", ""), Path(value).expanduser())
+    except RuntimeError as error:
+        raise ValueError("names no user's home") from error
+
+
+def _array_file(path: Path) -> Path:
+    if path.suffix.lower() not in (".safetensors", ".csv"):
+        raise ValueError("should end in .safetensors or .csv")
+    return path
+
+
+FilePath = Annotated[Path, BeforeValidator(_beside)]
+ArrayFile = Annotated[FilePath, AfterValidator(_array_file)]
+"""A file to write arrays to; an analysis has at most one such option, for its Result's arrays."""
 
 T = TypeVar("T", bound=BaseModel)
 

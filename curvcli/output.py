@@ -4,7 +4,8 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,8 @@ from curvcli import sinks
 from curvcli.errors import CurvError
 from curvcli.files import drafted, folder
 from curvcli.options import Options, option
-from curvcli.report import Report
+from curvcli.report import Report, Result
+from curvcli.sinks import arrays
 
 Format = Literal["table", "json", "csv", "svg"]
 
@@ -50,17 +52,48 @@ def refuse(output: Output, count: int) -> None:
 
 
 @contextlib.contextmanager
-def destination(out: str | None) -> Iterator[Callable[[Report], None]]:
-    """Open what --out names; yield what writes a report there, whole or not at all.
+def destination(out: str | None, files: Sequence[Path] = ()) -> Iterator[Callable[[Report], None]]:
+    """Open what --out names, and `files` for arrays; yield what writes a report, whole or not.
+
+    Arrays go to the file that their Result names, else to the folder, where --out is one.
 
     Raises: CurvError (E_OUTPUT) where it cannot be written, before there is a report.
     """
+    with _documents(out) as write, array_files(files) as save:
+
+        def deliver(report: Report) -> None:
+            write(report)
+            save(report.results.values())
+
+        yield deliver
+
+
+@contextlib.contextmanager
+def array_files(files: Sequence[Path]) -> Iterator[Callable[[Iterable[Result]], None]]:
+    """Open files for arrays; yield what writes those of some results, each to the file it names.
+
+    Raises: CurvError (E_OUTPUT) where one cannot be written, before there are results.
+    """
+    with contextlib.ExitStack() as stack:
+        drafts = {path: stack.enter_context(drafted(path)) for path in files}
+
+        def save(results: Iterable[Result]) -> None:
+            for result in results:
+                if result.arrays and result.file in drafts:
+                    drafts[result.file].write(partial(arrays.write, result.arrays, result.file))
+                    drafts[result.file].place()
+
+        yield save
+
+
+@contextlib.contextmanager
+def _documents(out: str | None) -> Iterator[Callable[[Report], None]]:
     if out is None:
         yield lambda report: None
     elif _is_folder(out):
         # One draft proves that the folder takes files; their names are known at the end.
         with folder(Path(out)), drafted(Path(out, "report.json")):
-            yield lambda report: _write({Path(out, n): t for n, t in sinks.files(report).items()})
+            yield lambda report: _fill(Path(out), report)
     else:
         kind = sinks.format_of(Path(out))
         with drafted(Path(out)) as draft:
@@ -78,13 +111,21 @@ def _is_folder(out: str) -> bool:
     return out.endswith(os.sep) or path.is_dir() or fresh
 
 
-def _write(texts: dict[Path, str]) -> None:
-    """Write several files: all are filled before the first is placed."""
+def _fill(folder: Path, report: Report) -> None:
+    """Write a folder's files: all are filled before the first is placed."""
+    texts = {Path(folder, n): text for n, text in sinks.files(report).items()}
+    numbers = {
+        Path(folder, f"{name}.safetensors"): result.arrays
+        for name, result in report.results.items()
+        if result.arrays and result.file is None
+    }
     with contextlib.ExitStack() as stack:
-        drafts = [(stack.enter_context(drafted(path)), text) for path, text in texts.items()]
-        for draft, text in drafts:
-            draft.fill(text)
-        for draft, _ in drafts:
+        drafts = {path: stack.enter_context(drafted(path)) for path in (*texts, *numbers)}
+        for path, text in texts.items():
+            drafts[path].fill(text)
+        for path, found in numbers.items():
+            drafts[path].write(partial(arrays.write, found, path))
+        for draft in drafts.values():
             draft.place()
 
 

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from curvcli.errors import CurvError, Exit
@@ -157,6 +158,9 @@ class Result:
     interrupted: bool = False
     seconds: float | None = None
     """Wall time of the analysis; it belongs to the document's `run` block."""
+    arrays: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """NumPy arrays by name, too large for the document: they go to a file of their own, `file`."""
+    file: Path | None = field(default=None, compare=False)
 
     @property
     def status(self) -> Status:
@@ -263,7 +267,7 @@ class Report:
 def _result_out(result: Result) -> dict[str, Any]:
     # Not dataclasses.asdict: it would copy every row three times over.
     plain = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
-    del plain["name"], plain["seconds"]
+    del plain["name"], plain["seconds"], plain["arrays"], plain["file"]
     plain["status"] = result.status
     for key in ("columns", "checks", "figures"):
         plain[key] = [dataclasses.asdict(x) for x in plain[key]]

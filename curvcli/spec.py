@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, PrivateAttr, create_model
 
 from curvcli.errors import CurvError
 from curvcli.mistakes import Location, dotted, nearest, shown, unknown
-from curvcli.options import Options, build, option
+from curvcli.options import FilePath, Options, build, option
 from curvcli.spec_code import (
     Layer,
     Layers,
@@ -29,7 +29,6 @@ from curvcli.spec_data import (
     Csv,
     Data,
     Drawn,
-    FilePath,
     Held,
     Heldout,
     Npy,
@@ -127,7 +126,8 @@ def configured(spec: Spec, kinds: Mapping[str, type[Options]]) -> dict[str, Opti
         if name not in kinds:
             line = spec.where("analyses", name).removesuffix("." + dotted((name,)))
             raise unknown(name, kinds, line)
-        chosen[name] = build(kinds[name], values, partial(_within, spec, name))
+        folder = {"folder": spec.path.parent} if spec.path else {}
+        chosen[name] = build(kinds[name], values, partial(_within, spec, name), context=folder)
     return chosen
 
 

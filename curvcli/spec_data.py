@@ -1,35 +1,12 @@
 """The spec's data blocks: which examples, from which file or from which seed."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    Discriminator,
-    Field,
-    PositiveInt,
-    Tag,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from curvcli.mistakes import wrong
-from curvcli.options import Options, option
+from curvcli.options import FilePath, Options, option
 
-
-def _beside(value: Any, info: ValidationInfo) -> Any:
-    """Take a path relative to the spec's folder, which the validation context names."""
-    if not isinstance(value, str | Path):
-        return value
-    if not str(value) or "\0" in str(value):
-        raise ValueError("is not a path")
-    try:
-        return Path((info.context or {}).get("folder", ""), Path(value).expanduser())
-    except RuntimeError as error:
-        raise ValueError("names no user's home") from error
-
-
-FilePath = Annotated[Path, BeforeValidator(_beside)]
 Names = str | tuple[str, ...] | dict[str, str]
 Keys = str | int | tuple[str | int, ...] | dict[str, str | int]
 Shape = tuple[PositiveInt, ...]

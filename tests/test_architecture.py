@@ -53,7 +53,7 @@ INSIDE = {
     "analyses": "curvature determinism gradients linalg optimizer params problem updates",
     "cli": "load progress runner selftest work",
     "testing": "curvcli",
-    "curvcli": "analyses batches load options problem work",
+    "curvcli": "analyses batches load options output problem work",
     "__main__": "analyses cli mistakes sinks",
 }
 """What a room may import besides inside its functions, where it costs nothing at start-up."""

@@ -5,9 +5,10 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
-from curvcli.options import Options
+from curvcli.options import ArrayFile, Options
 from curvcli.report import Check, Figure, Metric, Result, columns, rows_of
 
 if TYPE_CHECKING:
@@ -42,9 +43,13 @@ class Analysis(Options):
         checks: Sequence[Check] = (),
         notes: Sequence[str] = (),
         figures: Sequence[Figure] = (),
+        arrays: Mapping[str, Any] | None = None,
         interrupted: bool = False,
     ) -> Result:
-        """Put an answer together; numbers only, tensors stop here."""
+        """Put an answer together; numbers only, tensors stop here.
+
+        `arrays` are NumPy's, by name: what is written to the file that an option names.
+        """
         return Result(
             name=self.name,
             question=self.question(),
@@ -57,7 +62,16 @@ class Analysis(Options):
             figures=tuple(figures),
             options=self.model_dump(),
             interrupted=interrupted,
+            arrays=dict(arrays or {}),
+            file=self.file,
         )
+
+    @property
+    def file(self) -> Path | None:
+        """Where the arrays of the answer are to go: what the option for an ArrayFile says."""
+        named = (n for n, f in type(self).model_fields.items()
+                 if ArrayFile in (f.annotation, *get_args(f.annotation)))  # fmt: skip
+        return next((getattr(self, n) for n in named), None)
 
     def doubts(self, notes: Sequence[str]) -> list[Check]:
         """Warn where a second derivative had to be taken another way, or could not be trusted."""

@@ -31,7 +31,7 @@ def _csv(names: Sequence[str], rows: Sequence[Mapping[str, Value]]) -> str:
     import pandas
 
     cells = [[_cell(row.get(name)) for name in names] for row in rows]
-    header = [_guarded(name) for name in names]
+    header = [guarded(name) for name in names]
     # As objects: pandas would make 3.0 of a 3 that shares its column with None.
     frame = pandas.DataFrame(cells, columns=header, dtype=object)
     return str(frame.to_csv(index=False, lineterminator="\n"))
@@ -39,10 +39,11 @@ def _csv(names: Sequence[str], rows: Sequence[Mapping[str, Value]]) -> str:
 
 def _cell(value: Value) -> Value:
     if isinstance(value, str):
-        return _guarded(value)
+        return guarded(value)
     # pandas writes None and nan alike.
     return repr(float(value)) if isinstance(value, float) else value
 
 
-def _guarded(text: str) -> str:
+def guarded(text: str) -> str:
+    """Make a text cell of text from anywhere, which no spreadsheet takes for a formula."""
     return ("'" if text.startswith(FORMULA) else "") + clean(text)
