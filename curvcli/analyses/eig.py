@@ -1,36 +1,50 @@
 """Extreme eigenvalues of a curvature matrix, each with an interval that holds it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import model_validator
+
 from curvcli.analyses.base import Analysis
+from curvcli.analyses.blocks import Blocks, Grain, Groups, Solve, grouped
+from curvcli.analyses.dense import affordable, dense_matrix, refuse_dense
+from curvcli.analyses.oracle import Oracle
+from curvcli.analyses.pairs import (
+    EigRow,
+    along_gradient,
+    convergence,
+    extremes,
+    headline,
+    pair_rows,
+    search,
+    signs,
+    vector_arrays,
+)
 from curvcli.errors import CurvError
-from curvcli.options import option
-from curvcli.report import Check, Metric, Result, column, plus_minus
+from curvcli.options import ArrayFile, option
+from curvcli.report import Check, Metric, Result
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from curvcli.curvature.alignment import Alignment
     from curvcli.linalg.operator import LinearOperator
     from curvcli.linalg.ritz import Ritz
     from curvcli.problem import Problem
-    from curvcli.work import Work
+    from curvcli.work import Watch, Work
 
 
-@dataclass(frozen=True)
-class EigRow:
-    """One eigenvalue: [low, high] holds it; `residual` is ||H y - theta y||.
+@dataclass
+class Found:
+    """What is known, in the order in which it is found."""
 
-    `block` names the tensor whose diagonal block it belongs to, and is empty for the whole;
-    `sampling` is the standard error over the examples, with the eigenvector kept.
-    """
-
-    block: str = column("block")
-    index: int = column("#", "count")
-    eigenvalue: float = column("eigenvalue", "real", error="radius")
-    radius: float = column("radius", "relative")
-    low: float = column("low", "real", detail=True)
-    high: float = column("high", "real", detail=True)
-    residual: float = column("residual", "relative")
-    sampling: float | None = column("± sampling", "relative")
+    ritz: "Ritz"
+    sampling: list[float] | None = None
+    aligned: "Alignment | None" = None
+    oracle: Oracle | None = None
+    blocks: Blocks = field(default_factory=Blocks)
+    interrupted: bool = False
 
 
 class Eig(Analysis):
@@ -38,7 +52,8 @@ class Eig(Analysis):
 
     Lanczos with full reorthogonalisation runs until the pairs asked for have converged, then looks
     from an independent random start for an eigenvalue that it may have missed. Every interval holds
-    an eigenvalue, and k intervals hold k different ones.
+    an eigenvalue, and k intervals hold k different ones. Where the matrix is small it is formed
+    whole in float64, too, and every estimate is held against its own eigenvalues.
     """
 
     name: ClassVar[str] = "eig"
@@ -52,191 +67,212 @@ class Eig(Analysis):
         "largest", "which end of the spectrum; both gives that many from either end"
     )
     per_layer: bool = option(False, "the extreme eigenvalue of every tensor's block too")
+    layers: Grain | None = option(None, "of every tensor's block, or of every module's")
     tolerance: float = option(1e-2, "relative residual at which a pair counts", gt=0, le=0.5)
-    method: Literal["lanczos", "power"] = option("lanczos", "power iteration is there to compare")
+    method: Literal["lanczos", "block", "power"] = option(
+        "lanczos", "block sees every copy of a repeated eigenvalue; power is there to compare"
+    )
+    block_size: int = option(4, "vectors of --method block", ge=2)
     max_matvecs: int = option(500, "products after which to give up", ge=2)
+    vectors: ArrayFile | None = option(
+        None, "write the eigenvectors, a tensor for each parameter (.safetensors, .csv)",
+        metavar="FILE",
+    )  # fmt: skip
+    dense_below: int | None = option(
+        None, "form the matrix in float64 up to that many parameters, and hold the estimates "
+        "against its eigenvalues", ge=0, shown="1000 where that takes no second",
+    )  # fmt: skip
     label_samples: int = option(1, "labels drawn for each term of the Fisher", ge=1)
 
-    def run(self, problem: "Problem", work: "Work") -> Result:
-        """Find the pairs and put their certificates beside them."""
-        from curvcli.curvature.matrices import described, matrix
-        from curvcli.linalg.lanczos import lanczos
-        from curvcli.linalg.power import power
-
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Eig":
         if self.method == "power" and self.which == "both":
-            raise CurvError(
-                "E_USAGE",
-                "power iteration finds eigenvalues by size, not both ends",
-                "use --method lanczos, or --which magnitude",
+            raise ValueError(
+                "power iteration finds eigenvalues by size, not both ends: use method lanczos or "
+                "block, or which magnitude"
             )
-        chosen = matrix(self.matrix, problem, work, self.label_samples)
-        solve = lanczos if self.method == "lanczos" else power
-        ritz = solve(
-            chosen.operator,
-            self.top,
-            self.tolerance,
-            work.rng,
-            which=self.which,
-            max_matvecs=min(self.max_matvecs, self._room(problem, work)),
-            watch=work.announce("eigenvalues"),
-        )
-        notes = described(self.matrix, chosen)
-        if self.top > problem.layout.size:
-            notes.append(f"there are {problem.layout.size} parameters, so no more eigenvalues")
-        if len(ritz.values) == 0:
-            return self.result("no eigenvalue is known yet", notes=notes, interrupted=True)
-        rows = self._rows(ritz, sampling=self._sampling(ritz, chosen.method, problem, work))
-        blocks = self._blocks(chosen.operator, problem, work) if self.per_layer else {}
-        return self.result(
-            self._headline(rows),
-            rows=[*rows, *(self._rows(r, n)[0] for n, r in blocks.items() if len(r.values))],
-            metrics=self._metrics(rows, ritz),
-            checks=[
-                self._convergence(ritz),
-                self._search(ritz),
-                *(self._block(n, r) for n, r in blocks.items()),
-                *self.doubts(chosen.notes),
-            ],
-            notes=notes,
-            interrupted="interrupted" in {ritz.status, *(r.status for r in blocks.values())},
-        )
+        if "block_size" in self.model_fields_set and self.method != "block":
+            raise ValueError(f"block_size is for method block, not {self.method}")
+        return self
 
-    def _sampling(
-        self, ritz: "Ritz", method: str, problem: "Problem", work: "Work"
-    ) -> list[float] | None:
-        """Take the standard errors over the data, unless Ctrl-C ended the work before."""
+    def run(self, problem: "Problem", work: "Work") -> Result:
+        """Find the pairs, then what puts them in their place, and tell all with certificates."""
+        from curvcli.curvature.alignment import alignment
+        from curvcli.curvature.matrices import described, matrix
         from curvcli.curvature.sampling import sampling_errors
 
-        if ritz.status == "interrupted":
-            return None
-        watch = work.announce("sampling errors")
+        groups = grouped(problem, self.layers or "tensor") if self.layers or self.per_layer else {}
+        dense, before = self._dense(problem, work), work.rng.get_state()
+        chosen = matrix(self.matrix, problem, work, self.label_samples)
+        A, room = chosen.operator, self._room(problem, work)
+        solve = self._solver(room, work)
+        planned = self._planned(A, room, problem, work, groups)
+        found = Found(solve(planned, self.top, work.announce("eigenvalues")))
+        notes = [*described(self.matrix, chosen), *self._notes(found.ritz, problem)]
+        if len(found.ritz.values) == 0:
+            return self._nothing(found.ritz, notes)
+        sampling = partial(sampling_errors, self.matrix, chosen.method)
         try:
-            return sampling_errors(self.matrix, method, problem, ritz.vectors, watch)
+            if found.ritz.status == "interrupted":
+                raise KeyboardInterrupt
+            vectors = found.ritz.vectors
+            found.sampling = sampling(problem, vectors, work.announce("sampling errors"))
+            found.aligned = alignment(problem, A, vectors)
+            if found.aligned is None:
+                notes.append("the gradient is zero: no curvature lies along it")
+            if dense:
+                found.oracle = self._oracle(found.ritz, problem, work, before)
+            if groups:
+                found.blocks.find(A, problem, groups, solve, work)
+                found.blocks.sample(problem, groups, sampling, work)
         except KeyboardInterrupt:
-            return None
+            found.interrupted = True
+        return self._told(found, problem, notes, self.doubts(chosen.notes))
 
-    def _blocks(
-        self, operator: "LinearOperator", problem: "Problem", work: "Work"
-    ) -> "dict[str, Ritz]":
-        """Find the extreme eigenvalue of every tensor's diagonal block, until Ctrl-C."""
-        from curvcli.linalg.lanczos import lanczos
-        from curvcli.linalg.operator import Restricted
+    def _told(
+        self, found: Found, problem: "Problem", notes: list[str], doubts: list[Check]
+    ) -> Result:
+        """Put everything that is known together."""
+        ritz, oracle, blocks = found.ritz, found.oracle, found.blocks
+        errors = oracle.errors if oracle else None
+        rows = pair_rows(ritz, self.which, self.top, sampling=found.sampling, errors=errors)
+        inner = blocks.rows(self.which)
+        result = self.result(
+            headline(rows, self.which, inner),
+            rows=[*rows, *inner],
+            metrics=self._metrics(found, rows, problem.layout.size),
+            checks=[
+                convergence(ritz, self.tolerance),
+                search(ritz),
+                *([oracle.check()] if oracle else []),
+                *blocks.checks(),
+                *doubts,
+            ],
+            notes=[*notes, *([oracle.note()] if oracle else []), *blocks.notes()],
+            interrupted=found.interrupted,
+            arrays=vector_arrays(ritz, problem.layout) if self.vectors else None,
+        )
+        if oracle is None:
+            return result
+        # The true errors are no detail where they are known.
+        shown = (replace(c, detail=c.detail and c.name != "error") for c in result.columns)
+        return replace(result, columns=tuple(shown))
 
-        found: dict[str, Ritz] = {}
-        which = "largest" if self.which == "both" else self.which
-        watch = work.announce("eigenvalues of every tensor's block")
-        for name, block in problem.layout.slices.items():
-            if block.start == block.stop:
-                continue
-            inner = Restricted(operator, block)
-            limit = min(self.max_matvecs, self._room(problem, work))
-            found[name] = lanczos(
-                inner, 1, self.tolerance, work.rng, which=which, max_matvecs=limit
-            )
-            if found[name].status == "interrupted":
-                break
-            watch(len(found), len(problem.names), None, None)
-        return found
+    @property
+    def _block(self) -> int:
+        return self.block_size if self.method == "block" else 1
 
-    def _block(self, name: str, ritz: "Ritz") -> Check:
-        """Say whether a block's eigenvalue is certain."""
-        if ritz.converged:
-            return Check(f"block {name}", "pass", f"converged in {ritz.matvecs} products")
-        said = f"not converged in {ritz.matvecs} products"
-        return Check(f"block {name}", "undecided", said, "raise --max-matvecs or --tolerance")
+    def _fits(self, size: int, room: float, itemsize: int) -> int:
+        """Say how many vectors the basis of a matrix may have, where `room` bytes are free."""
+        pairs = min(size, self.top * (2 if self.which == "both" else 1))
+        # Besides the basis: what a step of Lanczos needs, and the answer, in float64 at first.
+        return int(room // (size * itemsize)) - (3 * self._block + 8) - 3 * pairs
 
-    def _room(self, problem: "Problem", work: "Work") -> int:
-        """Say how many vectors of a basis fit in memory; every product adds one.
+    def _room(self, problem: "Problem", work: "Work") -> float:
+        """Say how many bytes there are for a basis.
 
-        Raises: CurvError (E_MEMORY) where those of the answer alone do not.
+        Raises: CurvError (E_MEMORY) where the least that Lanczos takes does not fit.
         """
         from curvcli.curvature.memory import spare
+        from curvcli.linalg.lanczos import least_vectors
 
         like = problem.like
         room = spare(like.device) if work.memory is None else work.memory
-        fits = int(room // (like.numel() * like.element_size()))
-        if fits < 2 * self.top + 2:
+        least = least_vectors(like.numel(), self.top, self.which, self._block)
+        if self._fits(like.numel(), room, like.element_size()) < least:
             raise CurvError(
                 "E_MEMORY",
                 f"{self.top} eigenvectors of {like.numel():,} entries need more than "
                 f"{room / 1e9:.2g} GB",
                 "raise --memory, or choose fewer --top or --params",
             )
-        return fits
+        return room
 
-    def _rows(
-        self, ritz: "Ritz", block: str = "", sampling: list[float] | None = None
-    ) -> list[EigRow]:
-        theta, radius = ritz.values.tolist(), ritz.radius.tolist()
-        return [
-            EigRow(block, i + 1, t, r, t - r, t + r, s, sampling[i] if sampling else None)
-            for i, (t, r, s) in enumerate(zip(theta, radius, ritz.residuals.tolist(), strict=True))
-        ]
+    def _solver(self, room: float, work: "Work") -> Solve:
+        """Make what finds the extreme pairs of the whole, or of a block."""
+        from curvcli.linalg.lanczos import lanczos
+        from curvcli.linalg.power import power
 
-    def _headline(self, rows: list[EigRow]) -> str:
-        if self.which == "smallest":
-            return f"smallest eigenvalue {plus_minus(rows[0].eigenvalue, rows[0].radius)}"
-        said = f"largest eigenvalue {plus_minus(rows[0].eigenvalue, rows[0].radius)}"
-        if self.which == "magnitude":
-            return said.replace("largest eigenvalue", "eigenvalue largest in size")
-        if self.which == "both":
-            least = rows[min(self.top, len(rows) - 1)]
-            said += f", smallest {plus_minus(least.eigenvalue, least.radius)}"
-        return said
+        def solve(A: "LinearOperator", top: int, watch: "Watch") -> "Ritz":
+            if self.method == "power":
+                return power(
+                    A, top, self.tolerance, work.rng,
+                    which=self.which, max_matvecs=self.max_matvecs, watch=watch,
+                )  # fmt: skip
+            return lanczos(
+                A, top, self.tolerance, work.rng, which=self.which, max_matvecs=self.max_matvecs,
+                max_vectors=self._fits(A.size, room, A.like.element_size()), block=self._block,
+                watch=watch,
+            )  # fmt: skip
 
-    def _metrics(self, rows: list[EigRow], ritz: "Ritz") -> dict[str, Metric]:
-        most = max(rows, key=lambda r: r.eigenvalue)
-        least = min(rows, key=lambda r: r.eigenvalue)
-        found = {}
-        if self.which in ("largest", "both"):
-            found["lambda_max"] = Metric(most.eigenvalue, "largest eigenvalue", "real", most.radius)
-        if self.which in ("smallest", "both"):
-            found["lambda_min"] = Metric(
-                least.eigenvalue, "smallest eigenvalue", "real", least.radius
-            )
-        if self.which == "magnitude":
-            found["spectral_norm"] = Metric(
-                abs(rows[0].eigenvalue), "spectral norm", "real", rows[0].radius
-            )
-        return found | {
-            "matvecs": Metric(ritz.matvecs, "products used", "count"),
-            "doubt": Metric(ritz.doubt, "chance that one was missed, at most", "percent"),
-        }
+        return solve
 
-    def _convergence(self, ritz: "Ritz") -> Check:
-        if ritz.status in ("converged", "unverified"):
-            return Check(
-                "converged", "pass", f"every residual is below {self.tolerance:g} of its eigenvalue"
-            )
-        if ritz.status == "inexact":
-            return Check(
-                "converged",
-                "undecided",
-                "the recurrence converged, but a true product leaves a residual of "
-                f"{float(ritz.residuals.max()):.1e}: products are too inexact for this tolerance",
-                "use --dtype float64, another --hvp, or a larger --tolerance",
-            )
-        return Check(
-            "converged",
-            "undecided",
-            f"not every residual fell below {self.tolerance:g} of its eigenvalue in "
-            f"{ritz.matvecs} products",
-            "raise --max-matvecs or --tolerance, or ask for fewer",
+    def _planned(
+        self, A: "LinearOperator", room: float, problem: "Problem", work: "Work", groups: Groups
+    ) -> "LinearOperator":
+        """Tell what the pairs of the whole and of the blocks may take."""
+        from curvcli.curvature.plan import planned
+
+        def most(size: int) -> int:  # a basis ends where it fills the space
+            return self.max_matvecs if self.method == "power" else min(self.max_matvecs, size + 1)
+
+        entries = dict(zip(problem.names, problem.layout.sizes, strict=True))
+        blocks = sum(most(sum(entries[n] for n in names)) for names in groups.values())
+        fits = self._fits(A.size, room, A.like.element_size())
+        return planned(
+            A,
+            work,
+            most(A.size) + blocks,
+            vectors=self.top if self.method == "power" else min(fits, most(A.size)),
+            besides=f", {most(A.size):,} of them for the whole" if groups else "",
         )
 
-    def _search(self, ritz: "Ritz") -> Check:
-        from curvcli.linalg.ritz import DOUBT
+    def _dense(self, problem: "Problem", work: "Work") -> bool:
+        """Decide whether the dense matrix is formed: where that was asked for, or costs little.
 
-        if ritz.converged or (ritz.status == "inexact" and ritz.doubt <= DOUBT):
-            return Check(
-                "none missed",
-                "pass",
-                "an independent random start found no further eigenvalue beyond these "
-                f"(chance of a miss by more than 5 %: at most {ritz.doubt:.1%})",
-            )
-        return Check(
-            "none missed",
-            "undecided",
-            "the search for a missed eigenvalue did not end",
-            "raise --max-matvecs",
-        )
+        Raises: CurvError (E_MEMORY, E_USAGE) where it was asked for and cannot be had.
+        """
+        if self.dense_below is None:
+            return affordable(problem, work)
+        wanted = problem.layout.size <= self.dense_below
+        if wanted:
+            refuse_dense(problem, work)
+        return wanted
+
+    def _oracle(self, ritz: "Ritz", problem: "Problem", work: "Work", before: "Tensor") -> Oracle:
+        same = work.rng.clone_state()
+        same.set_state(before)
+        # The estimator's own way to multiply, --hvp, is part of what is held against it.
+        alike = replace(work, rng=same, method="auto")
+        H = dense_matrix(self.matrix, problem, alike, self.label_samples)
+        return Oracle.of(H, ritz, self.which, self.top)
+
+    # --- what is told --------------------------------------------------------------------------
+
+    def _nothing(self, ritz: "Ritz", notes: list[str]) -> Result:
+        """Tell that there is nothing: Ctrl-C came early, or power iteration met the wrong signs."""
+        if ritz.status == "interrupted":
+            return self.result("no eigenvalue is known yet", notes=notes, interrupted=True)
+        said = f"no eigenvalue of that sign appeared in {ritz.matvecs} products"
+        check = Check("converged", "undecided", said, "use --method lanczos, or --which magnitude")
+        return self.result(said, checks=[check], notes=notes)
+
+    def _metrics(self, found: Found, rows: list[EigRow], size: int) -> dict[str, Metric]:
+        exact = found.oracle.metrics() if found.oracle else signs(rows, self.which, size)
+        known = extremes(rows, self.which) | exact
+        if found.aligned:
+            known |= along_gradient(found.aligned, len(rows))
+        known["matvecs"] = Metric(found.ritz.matvecs, "products used", "count")
+        if found.blocks.pairs:
+            known["block_matvecs"] = Metric(found.blocks.matvecs, "products of blocks", "count")
+        doubt = Metric(found.ritz.doubt, "chance that one was missed, at most", "percent")
+        return known | {"doubt": doubt}
+
+    def _notes(self, ritz: "Ritz", problem: "Problem") -> list[str]:
+        notes = []
+        if self.top > problem.layout.size:
+            notes.append(f"there are {problem.layout.size} parameters, so no more eigenvalues")
+        if ritz.restarts:
+            often = "once" if ritz.restarts == 1 else f"{ritz.restarts:,} times"
+            notes.append(f"restarted {often} from the best vectors: memory holds no more")
+        return notes

@@ -1,5 +1,8 @@
 """`eig` against dense spectra: every eigenvalue in its interval, one each, none missed."""
 
+from pathlib import Path
+from typing import Any, Literal
+
 import pytest
 import torch
 from oracles import dense_empirical, dense_gauss_newton
@@ -7,9 +10,12 @@ from questions import ask, classify, dense_hessian, inputs, interrupted_at, mlp
 from torch.nn import functional
 
 from curvcli.analyses.eig import Eig
+from curvcli.batches import Batch
 from curvcli.curvature.matrices import Matrix
 from curvcli.errors import CurvError
 from curvcli.linalg.ritz import Which
+from curvcli.load.loss import as_loss
+from curvcli.options import build
 from curvcli.problem import Problem
 
 
@@ -51,18 +57,6 @@ def test_other_matrices_have_their_own_eigenvalues(name: Matrix, seed: int) -> N
         assert row["low"] <= value <= row["high"]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_every_tensor_has_its_block(seed: int) -> None:
-    p = problem()
-    dense = dense_hessian(p)
-    result = ask(Eig(top=2, per_layer=True, tolerance=1e-3), p, seed)
-    assert result.status == "pass"
-    assert [r["block"] for r in result.rows] == ["", "", *p.names]
-    for row in result.rows[2:]:
-        block = p.layout.slices[row["block"]]
-        assert row["low"] <= float(torch.linalg.eigvalsh(dense[block, block])[-1]) <= row["high"]
-
-
 def test_the_fisher_approaches_the_gauss_newton_matrix() -> None:
     p = problem()
     truth = float(torch.linalg.eigvalsh(dense_gauss_newton(p.to(torch.float64)))[-1])
@@ -102,10 +96,7 @@ def test_a_quadratic_has_its_own_curvature() -> None:
     # L = mean (w x)^2 / 1 over x = 1, 2: the second derivative is 2 (1 + 4) / 2 = 5.
     model = torch.nn.Linear(1, 1, bias=False)
     x = torch.tensor([[1.0], [2.0]])
-    from curvcli.batches import Batch
-    from curvcli.load.loss import as_loss
-
-    loss = as_loss(torch.nn.functional.mse_loss)
+    loss = as_loss(functional.mse_loss)
     p = Problem.of(model, loss, [Batch(x, torch.zeros(2, 1), 2)])
     result = ask(Eig(top=1), p)
     assert result.metrics["lambda_max"].value == pytest.approx(5.0, rel=1e-5)
@@ -118,9 +109,180 @@ def test_ctrl_c_leaves_a_marked_partial_answer() -> None:
     assert result.rows
 
 
-def test_power_cannot_do_both_ends() -> None:
-    with pytest.raises(CurvError, match="both ends"):
-        ask(Eig(method="power", which="both"), problem())
+def test_power_that_meets_no_eigenvalue_of_that_sign_is_undecided() -> None:
+    p = isotropic(9.0, 5.0, 4.0, *[1.0] * 30)
+    result = ask(Eig(top=1, method="power", which="smallest", max_matvecs=20), p)
+    assert not result.interrupted
+    assert result.status == "undecided"
+    assert "no eigenvalue of that sign" in result.headline
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "power", "which": "both"}, "both ends"),
+        ({"block_size": 4}, "block_size is for method block, not lanczos"),
+        ({"block_size": 1, "method": "block"}, "block_size=.*greater than or equal to 2"),
+        ({"method": "blok"}, "did you mean 'block'"),
+        ({"layers": "modules"}, "did you mean 'module'"),
+        ({"dense_below": -1}, "dense_below"),
+        ({"vectors": "v.npz"}, "vectors.*should end in .safetensors or .csv"),
+    ],
+)
+def test_a_mistake_is_refused_by_name(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(CurvError, match=words) as refused:
+        build(Eig, options, lambda loc: f"eig({loc[0]}=)" if loc else "eig", "E_USAGE")
+    assert refused.value.code == "E_USAGE"
+
+
+@pytest.mark.parametrize(("method", "vectors"), [("lanczos", 34.0), ("block", 60.0)])
+def test_a_basis_that_outgrows_the_memory_is_restarted_and_says_so(
+    method: Literal["lanczos", "block"], vectors: float
+) -> None:
+    p = problem()
+    one = p.layout.size * p.like.element_size()
+    eig = Eig(top=2, method=method, tolerance=1e-3, dense_below=0, max_matvecs=2000)
+    free, short = ask(eig, p, memory=1e9), ask(eig, p, memory=vectors * one)
+    assert short.status == "pass"
+    assert any(note.startswith("restarted ") for note in short.notes)
+    assert not any(note.startswith("restarted ") for note in free.notes)
+    for a, b in zip(free.rows, short.rows, strict=True):
+        assert a["low"] <= b["high"]
+        assert b["low"] <= a["high"]
+
+
+def test_a_search_that_runs_out_of_room_asks_for_memory() -> None:
+    p = problem()
+    memory = 28.0 * p.layout.size * p.like.element_size()
+    result = ask(Eig(top=2, tolerance=1e-3, dense_below=0, max_matvecs=2000), p, memory=memory)
+    assert result.status == "undecided"
+    assert [c.advice for c in result.checks if c.status == "undecided"] == [
+        "raise --memory, or ask for fewer"
+    ]
+
+
+def isotropic(*sizes: float) -> Problem:
+    """Pose a regression whose Hessian has these eigenvalues: (2 / n) X^T X with X diagonal."""
+    n = len(sizes)
+    x = torch.diag(torch.tensor(sizes, dtype=torch.float64) * n / 2).sqrt()
+    model = torch.nn.Linear(n, 1, bias=False).double()
+    batch = Batch(x, torch.ones(n, 1, dtype=torch.float64), n)
+    return Problem.of(model, as_loss(functional.mse_loss), [batch])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("block_size", [2, 4])
+def test_a_block_finds_every_copy(block_size: int, seed: int) -> None:
+    p = isotropic(*[5.0] * 3, 2.0, *[1.0] * 16)
+    result = ask(Eig(top=4, method="block", block_size=block_size, tolerance=1e-6), p, seed)
+    assert result.status == "pass"
+    found = [row["eigenvalue"] for row in result.rows]
+    assert found == pytest.approx([5.0, 5.0, 5.0, 2.0])
+
+
+def test_the_gap_has_the_errors_of_both() -> None:
+    result = ask(Eig(top=2, tolerance=0.1), isotropic(9.0, 5.0, 4.0, *[1.0] * 30))
+    gap = result.metrics["gap"]
+    assert gap.error == result.rows[0]["radius"] + result.rows[1]["radius"]
+    assert abs(gap.value - 4.0) <= result.rows[0]["radius"] + result.rows[1]["radius"] + 1e-12
+    assert "gap" not in ask(Eig(top=1), problem()).metrics
+    assert "gap" not in ask(Eig(top=1, which="both"), problem()).metrics
+    ends = ask(Eig(top=2, which="both"), isotropic(9.0, 5.0, 3.0, 2.0))
+    assert ends.metrics["gap"].value == pytest.approx(4.0)
+
+
+def test_the_condition_number_needs_both_ends() -> None:
+    p = isotropic(9.0, 5.0, 4.0, *[1.0] * 30)
+    assert "condition" not in ask(Eig(top=2, dense_below=0), p).metrics
+    known = ask(Eig(top=2, which="both", dense_below=0), p).metrics["condition"]
+    assert known.error is not None
+    assert abs(known.value - 9.0) <= known.error
+    every = ask(Eig(top=4, dense_below=0), isotropic(9.0, 5.0, 4.0, 3.0)).metrics
+    assert every["condition"].value == pytest.approx(3.0)
+
+
+def test_of_a_matrix_that_is_not_positive_the_smallest_positive_is_unknown() -> None:
+    found = ask(Eig(top=2, which="both", dense_below=0), problem()).metrics
+    assert found["lambda_min"].value < 0
+    assert "condition" not in found
+
+
+@pytest.mark.parametrize("which", ["smallest", "both", "magnitude"])
+def test_only_what_is_certainly_negative_is_counted(which: Which) -> None:
+    result = ask(Eig(top=20, which=which, dense_below=0), problem())
+    counted = result.metrics["negative_seen"].value
+    assert counted == sum(row["high"] < 0 for row in result.rows) > 0
+    assert "negative_seen" not in ask(Eig(top=1, dense_below=0), problem()).metrics
+
+
+def test_both_ends_are_told_apart() -> None:
+    result = ask(Eig(top=2, which="both"), problem())
+    assert [row["end"] for row in result.rows] == ["largest", "largest", "smallest", "smallest"]
+    assert [row["index"] for row in result.rows] == [1, 2, 3, 4]
+    low = result.metrics["lambda_min"].value
+    assert low == result.rows[2]["eigenvalue"] < result.rows[3]["eigenvalue"]
+    assert {row["end"] for row in ask(Eig(top=2), problem()).rows} == {""}
+
+
+def test_the_gradient_has_its_own_curvature() -> None:
+    p = problem().to(torch.float64)
+    H, g = dense_hessian(p), p.gradient()
+    _, Y = torch.linalg.eigh(H)
+    m = ask(Eig(top=3, tolerance=1e-8), p).metrics
+    assert m["gradient_curvature"].value == pytest.approx(float(g @ H @ g / (g @ g)))
+    assert m["gradient_cosine"].value == pytest.approx(float((Y[:, -1] @ g).abs() / g.norm()))
+    share = float((Y.T[-3:] @ g).square().sum() / (g @ g))
+    assert m["gradient_share"].value == pytest.approx(share, rel=1e-6)
+
+
+def test_a_zero_gradient_has_none() -> None:
+    p = isotropic(3.0, 2.0)
+    with torch.no_grad():  # solves X w = 1
+        p.params["weight"].copy_((1 / torch.tensor([3.0, 2.0], dtype=torch.float64).sqrt())[None])
+    assert float(p.gradient().norm()) == 0
+    result = ask(Eig(top=1), p)
+    assert "gradient_curvature" not in result.metrics
+    assert "the gradient is zero: no curvature lies along it" in result.notes
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_vectors_are_eigenvectors(dtype: torch.dtype, tmp_path: Path) -> None:
+    p = problem().to(dtype)
+    file = tmp_path / "v.safetensors"
+    result = ask(Eig(top=3, which="both", tolerance=1e-3, vectors=file), p)
+    assert result.file == file
+    H = dense_hessian(p)
+    for i, row in enumerate(result.rows, 1):
+        parts = [result.arrays[f"eigenvector.{i}.{name}"] for name in p.names]
+        shapes = [tuple(q.shape) for q in p.params.values()]
+        assert [part.shape for part in parts] == shapes
+        y = torch.cat([torch.from_numpy(part).reshape(-1) for part in parts])
+        assert y.dtype == dtype
+        assert float(y.norm()) == pytest.approx(1.0)
+        residual = float((H @ y.double() - row["eigenvalue"] * y.double()).norm())
+        assert residual <= row["residual"] + 1e-12
+        assert result.arrays["eigenvalues"][i - 1] == row["eigenvalue"]
+        assert result.arrays["radius"][i - 1] == row["radius"]
+        assert result.arrays["residuals"][i - 1] == row["residual"]
+    assert len(result.arrays) == 3 + 6 * len(p.names)
+    assert not ask(Eig(top=1), p).arrays
+
+
+def test_vectors_in_bfloat16_are_widened() -> None:
+    p = problem().to(torch.bfloat16)
+    result = ask(Eig(top=1, tolerance=0.5, vectors=Path("v.csv"), dense_below=0), p)
+    assert result.arrays["eigenvector.1.0.weight"].dtype.name == "float32"
+
+
+def test_the_plan_is_told_and_not_noted() -> None:
+    lines: list[str] = []
+    p = problem()
+    result = ask(
+        Eig(top=2, max_matvecs=10**9, method="power", which="magnitude"), p, tell=lines.append
+    )
+    (plan,) = [line for line in lines if "a product takes" in line]
+    assert "at most 1,000,000,000 products, about" in plan
+    assert not any("a product takes" in note for note in result.notes)
 
 
 def test_products_too_inexact_for_the_tolerance_are_undecided() -> None:
