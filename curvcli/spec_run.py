@@ -38,6 +38,19 @@ class Optimizer(Options):
     grad_clip: float | None = option(None, "clip the gradient's global norm to this", gt=0)
     grad_clip_value: float | None = option(None, "clip every entry of the gradient to this", gt=0)
 
+    accumulate: int | None = option(
+        None,
+        "micro-batches whose mean losses one step's gradient is the sum of, not the mean",
+        ge=1,
+    )
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Return what the training loop does to the gradient before a step."""
+        named = {"grad_clip": self.grad_clip, "grad_clip_value": self.grad_clip_value,
+                 "accumulate": self.accumulate}  # fmt: skip
+        return {key: value for key, value in named.items() if value is not None}
+
     @property
     def options(self) -> dict[str, Any]:
         """Return lr, momentum and whatever else stands in the block."""

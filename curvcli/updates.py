@@ -7,10 +7,37 @@ import torch
 from torch import Tensor
 
 from curvcli.derivatives import optional_derivatives
+from curvcli.errors import CurvError
 from curvcli.optimizer import Group, SavedOptimizer, State
 from curvcli.problem import Problem
 
 Recover = Callable[[Tensor, State, Group], Tensor | None]
+
+
+def optimizer_of(problem: Problem) -> SavedOptimizer:
+    """Give the saved optimizer, or the spec's before its first step.
+
+    Raises: CurvError (E_OPTIMIZER) where there is neither.
+    """
+    saved = problem.optimizer()
+    if saved is None:
+        raise CurvError(
+            "E_OPTIMIZER",
+            "the checkpoint holds no optimizer state, and the spec does not say class and lr",
+            "save optimizer.state_dict() too, or write optimizer: {class: SGD, lr: 0.1}",
+        )
+    return saved
+
+
+def matched(saved: SavedOptimizer) -> list[str]:
+    """Say, as a note, how the optimizer's state found its parameters."""
+    doubt = "" if saved.verified else " (unverified: this optimizer saves nothing to compare)"
+    return [f"{saved.kind}, state matched to parameters by {saved.rule}{doubt}"]
+
+
+def summed(problem: Problem) -> float:
+    """Say how many micro-batches' mean losses a gradient of the trainer's is the sum of."""
+    return float(problem.training.get("accumulate", 1))
 
 
 def last_updates(saved: SavedOptimizer, params: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
@@ -63,7 +90,7 @@ def _backward(problem: Problem, copies: Mapping[str, Tensor]) -> float:
     leaves = [problem.params[n] for n in copies]
     with problem.displaced({n: t.detach() for n, t in copies.items()}):
         for batch in problem.batches:
-            share = problem.share(batch)
+            share = problem.share(batch) * summed(problem)
             for copy, g in zip(copies.values(), optional_derivatives([share], leaves), strict=True):
                 if g is not None:
                     copy.grad = g if copy.grad is None else copy.grad + g

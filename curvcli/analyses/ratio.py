@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,21 +18,40 @@ if TYPE_CHECKING:
     from curvcli.problem import Problem
     from curvcli.work import Work
 
+GUIDE = 1e-3
+"""The ratio of a healthy step, roughly (CS231n, Neural Networks Part 3)."""
+
 
 @dataclass(frozen=True)
 class RatioRow:
-    """One parameter tensor: norms of it, of its gradient and of its last and next update."""
+    """One parameter tensor, or one of several groups: norms of it, its gradient and its updates.
+
+    `scope` tells which. `effective` is ||next update|| / ||gradient||, the learning rate that plain
+    gradient descent would need for a step as long.
+    """
 
     tensor: str = column("tensor")
     norm: float = column("norm", "real")
     gradient: float | None = column("gradient", "real")
     last: float | None = column("last ratio", "relative")
     next: float | None = column("next ratio", "relative")
+    effective: float | None = column("effective lr", "relative")
     remark: str = column("remark")
     last_update: float | None = column("last update", "relative", detail=True)
     next_update: float | None = column("next update", "relative", detail=True)
     group: int = column("group", "count", detail=True)
     lr: float | None = column("learning rate", "relative", detail=True)
+    scope: str = column("scope", detail=True)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the rows are made of, by parameter name; `next` is None without data."""
+
+    params: "Mapping[str, Tensor]"
+    last: "Mapping[str, Tensor | None]"
+    next: "Mapping[str, Tensor] | None"
+    gradients: "Mapping[str, Tensor]"
 
 
 class Ratio(Analysis):
@@ -39,73 +59,88 @@ class Ratio(Analysis):
 
     ||Delta theta|| / ||theta|| of the last update, recovered from the optimizer's saved state where
     that determines it, and of the next one, by one real step of torch's own optimizer on copies
-    with the gradient over this data. Near 1e-3 is a healthy guide (CS231n): far more and the
-    learning rate is too high for the tensor, far less and it hardly learns.
+    with the gradient over this data; without data or loss in the spec, of the last one alone. Near
+    1e-3 is a healthy guide (CS231n): far more and the learning rate is too high for the tensor, far
+    less and it hardly learns.
     """
 
     name: ClassVar[str] = "ratio"
     Row: ClassVar[type] = RatioRow
 
-    low: float = option(1e-5, "a next ratio below this is remarked on", gt=0)
-    high: float = option(1e-2, "a next ratio above this is remarked on", gt=0)
+    low: float = option(1e-5, "a ratio below this is remarked on", gt=0)
+    high: float = option(1e-2, "a ratio above this is remarked on", gt=0)
 
     def run(self, problem: "Problem", work: "Work") -> Result:
         """Recover the last update and take the next one."""
         from curvcli.determinism import probe
-        from curvcli.updates import last_updates, next_updates
+        from curvcli.updates import last_updates, next_updates, optimizer_of
 
-        saved = problem.optimizer()
-        if saved is None:
-            raise CurvError(
-                "E_OPTIMIZER",
-                "the checkpoint holds no optimizer state, and the spec does not say class and lr",
-                "save optimizer.state_dict() too, or write optimizer: {class: SGD, lr: 0.1}",
-            )
-        probe(problem)
+        saved = optimizer_of(problem)
         params: dict[str, Tensor] = dict(problem.model.named_parameters())
         last = last_updates(saved, params)
-        following, gradients = next_updates(problem, saved)
-        rows = [
-            self._row(n, g, group.options, params, gradients, last, following)
-            for g, group in enumerate(saved.groups)
-            for n in group.names
-            if n in problem.names
-        ]
-        order = {n: i for i, n in enumerate(problem.names)}
-        rows.sort(key=lambda r: order[r.tensor])
+        if problem.batches:
+            probe(problem)
+            following, gradients = next_updates(problem, saved)
+            steps = Steps(params, last, following, gradients)
+        elif all(x is None for x in last.values()):
+            raise CurvError(
+                "E_SPEC",
+                f"the saved state of {saved.kind} does not determine the last update, and the next "
+                "one needs data and loss",
+                "add data: and loss: to the spec",
+            )
+        else:
+            steps = Steps(params, last, None, {})
+        rows = self._rows(problem, saved, steps)
+        tensors = [r for r in rows if r.scope == "tensor"]
         return self.result(
-            self._headline(rows),
+            self._headline(tensors),
             rows=rows,
-            metrics=self._metrics(rows),
-            checks=self._checks(rows),
-            notes=self._notes(problem, saved, last),
+            metrics=self._metrics(tensors),
+            checks=self._checks(tensors),
+            notes=self._notes(problem, saved, steps),
         )
 
+    def _rows(self, problem: "Problem", saved: "SavedOptimizer", steps: Steps) -> list[RatioRow]:
+        """Make a row for every tensor, in the model's order, and for every group of several."""
+        looked = [[n for n in g.names if n in problem.names] for g in saved.groups]
+        tensors = [
+            self._row([n], n, g, group.options, steps)
+            for g, group in enumerate(saved.groups)
+            for n in looked[g]
+        ]
+        order = {n: i for i, n in enumerate(problem.names)}
+        tensors.sort(key=lambda r: order[r.tensor])
+        if sum(bool(names) for names in looked) < 2:
+            return tensors
+        return tensors + [
+            self._row(looked[g], f"group {g}: {len(looked[g])} tensors", g, group.options, steps)
+            for g, group in enumerate(saved.groups)
+            if looked[g]
+        ]
+
     def _row(
-        self,
-        name: str,
-        group: int,
-        options: dict[str, Any],
-        params: "dict[str, Tensor]",
-        gradients: "dict[str, Tensor]",
-        last: "dict[str, Tensor | None]",
-        following: "dict[str, Tensor]",
+        self, names: list[str], title: str, group: int, options: dict[str, Any], steps: Steps
     ) -> RatioRow:
-        norm = _norm(params[name])
-        before, after = _norm(last.get(name)), _norm(following[name])
-        ratio = _ratio(after, norm)
+        """Tell of some tensors of one group as of one vector."""
+        norm = _norm(names, steps.params)
+        before, after = _norm(names, steps.last), _norm(names, steps.next or {})
+        gradient = _norm(names, steps.gradients)
+        ratios = _ratio(before, norm), _ratio(after, norm)
         assert norm is not None
         return RatioRow(
-            tensor=name,
+            tensor=title,
             norm=norm,
-            gradient=_norm(gradients.get(name)),
-            last=_ratio(before, norm),
-            next=ratio,
-            remark=self._remark(norm, ratio),
+            gradient=gradient,
+            last=ratios[0],
+            next=ratios[1],
+            effective=_ratio(after, gradient),
+            remark=self._remark(norm, ratios[1] if steps.next else ratios[0]),
             last_update=before,
             next_update=after,
             group=group,
             lr=None if options.get("lr") is None else float(options["lr"]),
+            scope="tensor" if title in steps.params else "group",
         )
 
     def _remark(self, norm: float, ratio: float | None) -> str:
@@ -119,12 +154,15 @@ class Ratio(Analysis):
 
     def _headline(self, rows: list[RatioRow]) -> str:
         known = sorted(r.next for r in rows if r.next is not None)
+        said = "next step moves"
+        if not known:
+            known, said = sorted(r.last for r in rows if r.last is not None), "last step moved"
         if not known:
             return "no tensor moves"
         middle = statistics.median(known)
         return (
-            f"the next step moves tensors by {known[0]:.1e} to {known[-1]:.1e} of their norm, "
-            f"median {middle:.1e} (guide: 1e-03)"
+            f"the {said} tensors by {known[0]:.1e} to {known[-1]:.1e} of their norm, "
+            f"median {middle:.1e} (guide: {GUIDE:.0e})"
         )
 
     def _metrics(self, rows: list[RatioRow]) -> dict[str, Metric]:
@@ -152,30 +190,39 @@ class Ratio(Analysis):
                 shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
                 checks.append(Check(f"ratio {remark}", "warn", f"{bound} in {shown}", advice))
         return checks or [
-            Check("ratio", "pass", f"every next ratio is between {self.low:g} and {self.high:g}")
+            Check("ratio", "pass", f"every ratio is between {self.low:g} and {self.high:g}")
         ]
 
-    def _notes(
-        self, problem: "Problem", saved: "SavedOptimizer", last: "dict[str, Tensor | None]"
-    ) -> list[str]:
-        notes = [
-            f"{saved.kind}, state matched to parameters by {saved.rule}"
-            + ("" if saved.verified else " (unverified: this optimizer saves nothing to compare)")
-        ]
-        if all(x is None for x in last.values()):
+    def _notes(self, problem: "Problem", saved: "SavedOptimizer", steps: Steps) -> list[str]:
+        from curvcli.updates import matched, summed
+
+        notes = matched(saved)
+        if all(x is None for x in steps.last.values()):
             notes.append(f"the saved state of {saved.kind} does not determine the last update")
         else:
             notes.append("last ratio: with the saved learning rate; a scheduler may have moved it")
+        if steps.next is None:
+            return [*notes, "no next ratio, which needs data and loss in the spec"]
         notes.append(
             f"next ratio: one step with the gradient over all {problem.examples} examples, "
             f"model in {problem.mode} mode"
         )
+        if summed(problem) > 1:
+            notes.append(
+                f"gradient: the sum over {summed(problem):g} micro-batches, as the spec says"
+            )
+        for key in ("grad_clip", "grad_clip_value"):
+            if key in problem.training:
+                notes.append(f"the step is clipped by {key} {problem.training[key]:g}")
         return notes
 
 
-def _norm(t: "Tensor | None") -> float | None:
-    return None if t is None else float(t.detach().double().norm())
+def _norm(names: list[str], tensors: "Mapping[str, Tensor | None]") -> float | None:
+    """Take the norm of these tensors as one vector; None where one of them is not known."""
+    found = [tensors.get(n) for n in names]
+    known = [float(t.detach().double().norm()) for t in found if t is not None]
+    return math.hypot(*known) if len(known) == len(names) else None
 
 
-def _ratio(update: float | None, norm: float | None) -> float | None:
-    return None if update is None or not norm else update / norm
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole else part / whole

@@ -18,6 +18,7 @@ from curvcli.load import checkpoint as checkpoints
 from curvcli.load import data as datas
 from curvcli.load import loss as losses
 from curvcli.load import penalty as penalising
+from curvcli.load.absent import Absent
 from curvcli.load.checkpoint import Checkpoint
 from curvcli.load.code import add_paths, call, find
 from curvcli.load.model import build, rebuild
@@ -43,15 +44,12 @@ def assemble(
 ) -> Loaded:
     """Load everything that the spec names, with the checkpoint at `path`.
 
+    Without data or loss, what the weights and the optimizer's state say can still be asked.
+
     Raises: CurvError for whatever is missing, does not fit or cannot be evaluated.
     """
-    where = spec.where()
-    for key in ("model", "data", "loss"):
-        if getattr(spec, key) is None:
-            raise CurvError("E_SPEC", f"{where}: there is no {key}:", f"add {key}: to the spec")
-    assert spec.model is not None
-    assert spec.data is not None
-    assert spec.loss is not None
+    if spec.model is None:
+        raise CurvError("E_SPEC", f"{spec.where()}: there is no model:", "add model: to the spec")
     pinned = spec.sha256 if _same(path, spec.checkpoint) else None
     found = checkpoints.read(path, pinned)
     add_paths(spec.python_path)
@@ -61,36 +59,68 @@ def assemble(
     model = _placed(model, device, dtype, notes)
 
     changes = {"batch_size": batch_size, "samples": samples}
-    data = spec.data.model_copy(update={k: v for k, v in changes.items() if v is not None})
-    examples, held = datas.read(data, spec.heldout)
-
-    def move(t: torch.Tensor) -> torch.Tensor:
-        return t.to(device=device, dtype=dtype if t.is_floating_point() else None)
-
-    training = {} if spec.optimizer is None else {
-        k: v for k in ("grad_clip", "grad_clip_value") if (v := getattr(spec.optimizer, k))
-    }  # fmt: skip
+    data = _Data.of(spec, {k: v for k, v in changes.items() if v is not None}, device, dtype)
     problem = Problem.of(
         model,
-        _loss(spec.loss),
-        tuple(b.map(move) for b in examples.batches(data.batch_size)),
+        data.loss,
+        data.batches,
         params=run.params,
         mode=run.mode,
         optimizer=partial(_optimizer, spec, found, model),
-        heldout=() if held is None else tuple(b.map(move) for b in held.batches(data.batch_size)),
-        training=training,
+        heldout=data.heldout,
+        training={} if spec.optimizer is None else spec.optimizer.training,
         fresh=partial(rebuild, spec.model, model),
     )
-    _tried(problem)
-    problem = _penalised(problem, spec, notes)
-    if not isinstance(spec.loss, NamedLoss) and not _is_mean(problem):
-        notes.append(
-            "the loss is no mean over examples, so figures depend on --batch-size: let its "
-            "function return (sum, weight)"
-        )
+    if data.absent is not None:
+        problem = replace(problem, batches=data.absent)
+        notes.append(f"{data.absent.said} only what needs neither data nor loss is known")
+    else:
+        _tried(problem)
+        problem = _penalised(problem, spec, notes)
+        if not isinstance(spec.loss, NamedLoss) and not _is_mean(problem):
+            notes.append(
+                "the loss is no mean over examples, so figures depend on --batch-size: let its "
+                "function return (sum, weight)"
+            )
     loaded = Loaded(problem, {}, notes)
-    loaded.provenance = _provenance(spec, run, found, loaded, examples)
+    loaded.provenance = _provenance(spec, run, found, loaded, data)
     return loaded
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Examples in batches, and the loss over them; `absent` where the spec lacks either."""
+
+    loss: Loss
+    batches: tuple[Batch, ...]
+    heldout: tuple[Batch, ...] = ()
+    digest: str | None = None
+    absent: Absent | None = None
+
+    @classmethod
+    def of(
+        cls, spec: Spec, changes: dict[str, int], device: torch.device, dtype: torch.dtype
+    ) -> "_Data":
+        """Read what the spec names, with `changes` to its data block."""
+        if spec.data is None or spec.loss is None:
+            absent = Absent.of(spec.where(), "data" if spec.data is None else "loss")
+            # One batch of nothing stands in where a Problem is made, which counts them.
+            return cls(absent.loss, (Batch((), None, 0),), absent=absent)
+        data = spec.data.model_copy(update=changes)
+        examples, held = datas.read(data, spec.heldout)
+
+        def move(t: torch.Tensor) -> torch.Tensor:
+            return t.to(device=device, dtype=dtype if t.is_floating_point() else None)
+
+        def batches(of: datas.Examples) -> tuple[Batch, ...]:
+            return tuple(b.map(move) for b in of.batches(data.batch_size))
+
+        return cls(
+            loss=_loss(spec.loss),
+            batches=batches(examples),
+            heldout=() if held is None else batches(held),
+            digest=examples.digest(),
+        )
 
 
 def _same(path: Path, named: Path | None) -> bool:
@@ -198,20 +228,14 @@ def _shapes(batch: Batch) -> str:
 
 
 def _provenance(
-    spec: Spec, run: Run, found: Checkpoint, loaded: Loaded, examples: datas.Examples
+    spec: Spec, run: Run, found: Checkpoint, loaded: Loaded, data: _Data
 ) -> dict[str, Any]:
     problem = loaded.problem
-    measure, n = problem.measure, problem.layout.size
-    held = problem.heldout_loss
+    n = problem.layout.size
     device = problem.like.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     dtype = str(problem.like.dtype).removeprefix("torch.")
     kind = type(problem.model).__name__
-    count = len(problem.batches)
-    cut = f"{problem.examples:,} examples in {count} batch{'es' if count > 1 else ''}"
-    loss = f"{measure.loss:.5g} over {cut}"
-    if held is not None:
-        loss += f"; {held:.5g} held out"
     total = sum(p.numel() for p in problem.model.parameters())
     part = f" of {total:,}" if n < total else ""
     return {
@@ -219,7 +243,7 @@ def _provenance(
             "checkpoint": f"{found.path} ({found.layout})",
             "spec": str(spec.path) if spec.path else "none",
             "model": f"{kind}, {n:,}{part} parameters in {len(problem.names)} tensors",
-            "loss": loss,
+            "loss": _loss_line(problem),
         },
         "curv": __version__,
         "torch": torch.__version__,
@@ -239,9 +263,26 @@ def _provenance(
             "path": str(spec.path),
             "sha256": hashlib.sha256(spec.path.read_bytes()).hexdigest(),
         },
-        "data": {"examples": problem.examples, "sha256": examples.digest()},
+        "data": None if data.absent is not None else {
+            "examples": problem.examples, "sha256": data.digest
+        },
         "parameters": {"entries": n, "tensors": len(problem.names), "selected": list(run.params)},
-        "loss": {"value": measure.loss, "weight": measure.weight, "heldout": held},
+        "loss": None if data.absent is not None else {
+            "value": problem.measure.loss,
+            "weight": problem.measure.weight,
+            "heldout": problem.heldout_loss,
+        },
         "python_path": [os.fspath(p) for p in spec.python_path],
         "notes": loaded.notes,
     }  # fmt: skip
+
+
+def _loss_line(problem: Problem) -> str:
+    """Say what the loss is, and over what."""
+    if not problem.batches:
+        return "none"
+    count = len(problem.batches)
+    cut = f"{problem.examples:,} examples in {count} batch{'es' if count > 1 else ''}"
+    held = problem.heldout_loss
+    beside = "" if held is None else f"; {held:.5g} held out"
+    return f"{problem.measure.loss:.5g} over {cut}{beside}"

@@ -1,7 +1,11 @@
 """`ratio`: norms of real updates over norms of tensors."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from cases import curv, project, refused, small_model
 from questions import ask, classify, inputs, mlp
 from torch import nn
 
@@ -94,3 +98,90 @@ def test_a_random_model_is_refused() -> None:
     with pytest.raises(CurvError) as refused:
         ask(Ratio(), p)
     assert refused.value.code == "E_NONDET"
+
+
+def test_groups_of_several_have_rows_of_their_own() -> None:
+    model = mlp(6, 8, 3).double()
+    decayed = [t for t in model.parameters() if t.ndim == 2]
+    rest = [t for t in model.parameters() if t.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.Adam(groups, lr=1e-2)
+    p = classify(model, inputs(20, 6).double())
+    for _ in range(3):
+        step(p, model, optimizer)
+    saved = resolve(optimizer.state_dict(), model, {})
+    rows = ask(Ratio(), replace(p, optimizer=lambda: saved)).rows
+    tensors = [r for r in rows if r["scope"] == "tensor"]
+    assert [r["tensor"] for r in tensors] == list(p.names)
+    assert [r["tensor"] for r in rows[4:]] == ["group 0: 2 tensors", "group 1: 2 tensors"]
+    for row in rows[4:]:
+        members = [r for r in tensors if r["group"] == row["group"]]
+        for key in ("norm", "gradient", "last_update", "next_update"):
+            whole = sum(float(r[key]) ** 2 for r in members) ** 0.5
+            assert row[key] == pytest.approx(whole, rel=1e-12)
+        assert row["last"] == pytest.approx(row["last_update"] / row["norm"])
+    assert len(ask(Ratio(), trained(torch.optim.SGD, lr=0.1)[0]).rows) == 4  # a lone group has none
+
+
+def test_the_effective_learning_rate_of_gradient_descent_is_its_own() -> None:
+    p, *_ = trained(torch.optim.SGD, lr=0.125)
+    for row in ask(Ratio(), p).rows:
+        assert row["effective"] == pytest.approx(0.125, rel=1e-12)
+
+
+def test_clipping_lowers_the_effective_learning_rate() -> None:
+    p, *_ = trained(torch.optim.SGD, lr=0.125)
+    norm = float(p.gradient().norm())
+    result = ask(Ratio(), replace(p, training={"grad_clip": norm / 2, "accumulate": 2}))
+    for row in result.rows:
+        assert row["effective"] == pytest.approx(0.125 / 4, rel=1e-4)
+    said = " / ".join(result.notes)
+    assert "clipped by grad_clip" in said
+    assert "sum over 2 micro-batches" in said
+
+
+@pytest.mark.parametrize("missing", ["data", "loss"])
+def test_without_data_the_last_update_is_told(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project(tmp_path, without=[missing, "optimizer"]))
+    optimizer = saved_state(torch.optim.Adam, lr=1e-2)
+    whole = curv("ratio", "--spec", full(tmp_path), "--format", "json", "-q").report
+    found = curv("ratio", "--format", "json", "-q")
+    assert found.code == 0
+    result = found.report.results["ratio"]
+    assert [r["last"] for r in result.rows] == [r["last"] for r in whole.results["ratio"].rows]
+    assert all(r["next"] is None and r["last"] > 0 for r in result.rows)
+    assert result.headline.startswith("the last step moved")
+    assert any("needs data and loss" in n for n in result.notes)
+    refused(curv("eig"), "E_SPEC", 2, f"there is no {missing}:", f"add {missing}: to the spec")
+    refused(curv("gradcheck"), "E_SPEC", 2, f"there is no {missing}:")
+    assert optimizer.state
+
+
+def test_without_data_a_state_that_says_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project(tmp_path, without=["data", "optimizer"]))
+    saved_state(torch.optim.SGD, lr=0.1)
+    refused(curv("ratio"), "E_SPEC", 2, "SGD does not determine the last update", "add data:")
+
+
+def saved_state(kind: type[torch.optim.Optimizer], **options: float) -> torch.optim.Optimizer:
+    """Save a model after a step, with its optimizer."""
+    model = small_model()
+    optimizer = kind(model.parameters(), **options)  # type: ignore[arg-type]
+    for t in model.parameters():
+        t.grad = torch.ones_like(t)
+    optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state, "model.pt")
+    return optimizer
+
+
+def full(folder: Path) -> Path:
+    """Write a spec with everything beside the one that lacks something."""
+    kept = (folder / "model.pt").read_bytes()
+    project(folder, name="full.yaml", without=["optimizer"])
+    (folder / "model.pt").write_bytes(kept)
+    return folder / "full.yaml"
