@@ -1,0 +1,104 @@
+"""What is told and drawn of what was heard in a model: names, notes, figures."""
+
+from typing import TYPE_CHECKING
+
+from curvcli.report import Axis, Figure, Line
+
+if TYPE_CHECKING:
+    from curvcli.signals.depth import Trend
+    from curvcli.signals.passes import Recording
+    from curvcli.signals.place import Place
+
+GRID = tuple((k - 16) / 4 - 0.125 for k in range(34))
+"""Edges of the bins of a drawn histogram, in root mean squares; one is around zero."""
+
+DRAWN = 24
+"""Histograms that are drawn; those of more places are in the quantiles of the rows."""
+
+
+def is_answer(place: "Place", heard: "Recording") -> bool:
+    """Tell what makes probabilities of outputs: it saturates where the model is sure."""
+    from curvcli.signals.slopes import BOUNDED
+
+    return place.function in BOUNDED and heard.is_final(place)
+
+
+def named(place: "Place") -> str:
+    """Name a place for people."""
+    return place.name or "the model"
+
+
+def listed(parts: list[str]) -> str:
+    """Name the first four of some things."""
+    return ", ".join(parts[:4]) + (f" and {len(parts) - 4} more" if parts[4:] else "")
+
+
+def notes(heard: "Recording", mode: str, unseen: int) -> list[str]:
+    """Say what the columns mean, and what was not heard."""
+    from torch import nn
+
+    fused = [p.name for p in heard.places if isinstance(p.module, nn.RNNBase)]
+    said = [
+        f"over {heard.examples:,} of {heard.of:,} examples, model in {mode} mode"
+        if heard.interrupted
+        else f"over all {heard.of:,} examples, model in {mode} mode",
+        "flat: share of outputs where the activation's slope is below 1/20 of its steepest "
+        "(saturated, or off); dead: units flat on every example",
+        "gradient: norm of d loss / d outputs of one example, root mean square over examples; "
+        "zero: share of outputs where it is zero",
+    ]
+    if unseen:
+        said.append(
+            f"{unseen} batch normalisations have no statistics yet: each batch's own are taken"
+        )
+    if fused:
+        said.append(f"gates inside of {listed(fused)} are not seen: one kernel computes them")
+    return said
+
+
+def histograms(heard: "Recording") -> Figure:
+    """Draw the places with the most that is flat first; all on one scale, their own size."""
+    import torch
+
+    def flatness(place: "Place") -> float:
+        return place.flat / place.judged if place.judged else -1.0
+
+    chosen = sorted(heard.places, key=flatness, reverse=True)[:DRAWN]
+    grid = torch.tensor(GRID, dtype=torch.float64)
+    centres = tuple(x + 0.125 for x in GRID[:-1])
+    lines = []
+    for place in chosen:
+        v = place.values
+        if v.rms > 0:
+            found = place.histogram.shares(grid * v.rms, v.low, v.high)
+            lines.append(Line(named(place), centres, tuple(round(x, 6) for x in found.tolist())))
+    return Figure(
+        name="histograms",
+        title="what the places give: share of the values by size",
+        x=Axis("value, in root mean squares of its place"),
+        y=Axis("share of the values"),
+        lines=tuple(lines),
+        caption="A peak at zero is what is off, peaks at both ends are what is saturated."
+        + (f" The {DRAWN} flattest of {len(heard.places)}." if heard.places[DRAWN:] else ""),
+    )
+
+
+def by_depth(heard: "Recording", line: "Trend | None") -> list[Figure]:
+    """Draw the gradient's norm over the layers, with the line through it."""
+    layers = heard.layers
+    if line is None:
+        return []
+    depths = tuple(float(k + 1) for k in range(len(layers)))
+    norms = tuple(heard.norm(p) for p in layers)
+    ends = (1.0, float(len(layers)))
+    fitted = Line("trend", ends, (line.at(0), line.at(len(layers) - 1)))
+    return [
+        Figure(
+            name="depth",
+            title="norm of the gradient by the outputs of each layer",
+            x=Axis("layer, from the input on"),
+            y=Axis("gradient of one example's loss", "log"),
+            lines=(Line("gradient", depths, norms), fitted),
+            caption="A trend downward to the left is vanishing, one upward is exploding.",
+        )
+    ]

@@ -1,0 +1,169 @@
+"""`activations`: rows, verdicts, figures and pictures."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from cases import curv, project
+from questions import ask, classify, inputs, interrupted_at, mlp
+from safetensors.numpy import load_file
+from torch import nn
+from trained import HEALTHY, posed
+from zoo import ZOO, drawn
+
+import curvcli
+from curvcli.analyses.activations import Activations
+from curvcli.report import Report
+
+SAMPLES = Path(__file__).parents[2] / "sample_models"
+THREE = ("digits_mlp", "digits_cnn", "modular_transformer")
+
+
+@pytest.mark.parametrize("name", [*THREE, "broken"])
+def test_no_sample_is_warned_of(name: str) -> None:
+    found = curv("activations", SAMPLES / f"{name}.pt", "--format", "json")
+    assert found.code == 0
+    assert found.report.results["activations"].status == "pass"
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_no_figure_depends_on_the_batch_size(name: str) -> None:
+    figures = []
+    for size in ("1797", "100"):
+        common = ("--batch-size", size, "--samples", "300", "--dtype", "float64")
+        found = curv("activations", SAMPLES / f"{name}.pt", *common, "--format", "json")
+        rows = found.report.results["activations"].rows
+        # What all examples share is computed once for each batch.
+        rows = tuple(r for r in rows if r["module"] != "wpe")
+        keys = ("mean", "std", "flat", "dead", "gradient", "zero_gradient", "q05")
+        figures.append([r[k] for r in rows for k in keys if r[k] is not None])
+    assert figures[1] == pytest.approx(figures[0], rel=1e-6, abs=1e-12)
+
+
+def test_a_row_says_what_is_wrong() -> None:
+    model = mlp(6, 40, 40, 3, act=nn.ReLU)
+    with torch.no_grad():
+        model.get_submodule("2").get_parameter("bias")[:30] = -1e3
+    result = ask(Activations(), classify(model, inputs(60, 6)))
+    rows = {str(r["module"]): r for r in result.rows}
+    assert rows["3"]["remark"] == "dead units"
+    assert rows["3"]["dead"] >= 30
+    assert result.metrics["dead_units"].value == sum(r["dead"] or 0 for r in result.rows)
+    (check,) = [c for c in result.checks if c.status == "warn"]
+    assert check.name == "dead units"
+    assert "of 40 units of 3" in check.message
+
+
+def test_the_threshold_of_dead_units_is_an_option() -> None:
+    model = mlp(6, 40, 3, act=nn.ReLU)
+    with torch.no_grad():
+        model.get_submodule("0").get_parameter("bias")[:10] = -1e3
+    p = classify(model, inputs(60, 6))
+    assert ask(Activations(), p).status == "pass"
+    assert ask(Activations(dead=0.2), p).status == "warn"
+
+
+def test_a_sigmoid_that_gives_the_answer_may_saturate() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3), nn.Sigmoid())
+    with torch.no_grad():
+        model.get_submodule("2").get_parameter("weight").mul_(50)
+    result = ask(Activations(), classify(model, inputs(60, 6)))
+    assert result.status == "pass"
+    assert result.rows[-1]["flat"] > 0.5
+
+
+def test_a_layer_without_gradient_is_named() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 5), nn.Linear(6, 5)
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.head(self.a(x).detach() + self.b(x))
+            return out
+
+    torch.manual_seed(0)
+    result = ask(Activations(), classify(Detached(), inputs(20, 6)))
+    (check,) = [c for c in result.checks if c.status == "warn"]
+    assert check.message == "none reaches a"
+
+
+def test_the_trend_is_drawn_over_the_layers() -> None:
+    result = ask(Activations(), posed(HEALTHY["residual"]._replace(steps=0), 0))
+    histograms, depth = result.figures
+    assert [line.label for line in depth.lines] == ["gradient", "trend"]
+    assert len(depth.lines[0].x) == 39
+    assert all(0.8 < sum(y or 0 for y in line.y) <= 1 + 1e-4 for line in histograms.lines)
+    again = Report.from_json(Report({}, {"activations": result}).to_json())
+    assert again.results["activations"].figures == result.figures
+    assert len(Report({}, {"activations": result}).to_json()) < 200_000
+
+
+def test_histograms_show_what_is_off_and_what_is_saturated() -> None:
+    model = mlp(6, 40, 40, 3)
+    with torch.no_grad():
+        model.get_submodule("0").get_parameter("weight").mul_(1e3)
+    result = ask(Activations(), classify(model, inputs(60, 6)))
+    tanh = next(line for line in result.figures[0].lines if line.label == "1")
+    # All of it is at plus and minus one root mean square.
+    ends = sum(y or 0 for x, y in zip(tanh.x, tanh.y, strict=True) if abs(abs(x or 0) - 1) < 0.3)
+    assert ends > 0.95
+
+
+def test_first_weights_are_pictures(tmp_path: Path) -> None:
+    for name, layer, shape in (
+        ("digits_cnn", "stem.weight", (16, 1, 3, 3)),
+        ("digits_mlp", "0.weight", (128, 1, 8, 8)),
+    ):
+        out = tmp_path / f"{name}.safetensors"
+        assert curv("activations", SAMPLES / f"{name}.pt", "--weights", out).code == 0
+        (found,) = load_file(out).items()
+        assert found[0] == layer
+        assert found[1].shape == shape
+        saved = torch.load(SAMPLES / f"{name}.pt", weights_only=True)
+        weights = next(v for k, v in saved.items() if k.endswith("state_dict"))
+        numpy.testing.assert_array_equal(found[1].reshape(-1), weights[layer].flatten().numpy())
+
+
+def test_what_is_no_picture_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "w.csv"
+    said = curv("activations", SAMPLES / "modular_transformer.pt", "--weights", out).out
+    assert "does not look at pictures" in said
+
+
+def test_ctrl_c_gives_what_is_known() -> None:
+    p = classify(mlp(6, 8, 3), inputs(20, 6), cut=(8, 8, 4))
+    result = ask(Activations(), p, announce=interrupted_at(8))
+    assert result.interrupted
+    assert "over 8 of 20 examples, model in eval mode" in result.notes
+    assert len(result.rows) == 3
+    nothing = ask(Activations(), p, announce=interrupted_at(0))
+    assert nothing.interrupted
+
+
+def test_dropout_draws_the_same_every_time() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.Linear(8, 3))
+    p = replace(classify(model, inputs(20, 6)), mode="train")
+    first, second = (ask(Activations(), p).rows for _ in range(2))
+    assert first == second
+    assert ask(Activations(), p, seed=1).rows != first
+
+
+def test_from_python_and_from_the_command_line(tmp_path: Path) -> None:
+    model = mlp(4, 3, 2)
+    result = curvcli.activations(
+        model, nn.functional.cross_entropy, [(drawn(9, 4).float(), torch.zeros(9).long())]
+    )
+    assert [r["kind"] for r in result.rows] == ["Linear", "Tanh", "Linear"]
+    project(tmp_path, analyses={"activations": {"decades": 2}})
+    assert curv("activations", "--spec", tmp_path / "curv.yaml").code == 0
+
+
+def test_every_number_is_finite() -> None:
+    for name in ZOO:
+        for row in ask(Activations(), ZOO[name]()).rows:
+            assert all(math.isfinite(x) for x in row.values() if isinstance(x, float)), name
