@@ -1,0 +1,67 @@
+"""`activations` and `sanity`: every planted fault gets its warning, and no healthy model any."""
+
+from functools import cache
+
+import pytest
+from questions import ask
+from trained import FAULTS, HEALTHY, posed
+from zoo import ZOO
+
+from curvcli.analyses.activations import Activations
+from curvcli.analyses.base import Analysis
+from curvcli.analyses.sanity import Sanity
+from curvcli.problem import Problem
+
+SEEDS = [0, 1, 2]
+ANALYSES: list[Analysis] = [Activations(), Sanity(steps=200)]
+
+TRUE = {
+    "convolution, train": {"examples apart"},
+    "frozen and unused": {"tensors with a gradient"},
+    "embedding": {"tiny subset overfitted"},
+    "sparse embedding": {"tiny subset overfitted"},
+}
+"""What is so in the zoo: batch statistics, a parameter that nothing uses, and
+models of one token that are asked for several targets of one token."""
+
+
+def warned(analysis: Analysis, problem: Problem, seed: int) -> set[str]:
+    return {c.name for c in ask(analysis, problem, seed).checks if c.status != "pass"}
+
+
+@cache
+def faulty(name: str, seed: int) -> Problem:
+    return FAULTS[name].make(seed)
+
+
+@cache
+def healthy(name: str, seed: int) -> Problem:
+    return posed(HEALTHY[name], seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", [n for n, f in FAULTS.items() if f.activations])
+def test_a_fault_shows_in_the_activations(name: str, seed: int) -> None:
+    assert warned(Activations(), faulty(name, seed), seed) & set(FAULTS[name].activations)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", [n for n, f in FAULTS.items() if f.sanity])
+def test_a_fault_is_no_sane_model(name: str, seed: int) -> None:
+    expected = set(FAULTS[name].sanity)
+    steps = 150 if "tiny subset overfitted" in expected else 0
+    assert warned(Sanity(steps=steps), faulty(name, seed), seed) & expected
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", HEALTHY)
+@pytest.mark.parametrize("analysis", ANALYSES, ids=lambda a: a.name)
+def test_a_healthy_model_is_not_warned_of(analysis: Analysis, name: str, seed: int) -> None:
+    assert warned(analysis, healthy(name, seed), seed) == set()
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_kind_of_model_is_told_what_is_so(name: str) -> None:
+    # There is nothing random in these but the permutations.
+    assert warned(Activations(), ZOO[name](), 0) == set()
+    assert warned(Sanity(), ZOO[name](), 0) == TRUE.get(name, set())
