@@ -17,14 +17,17 @@ import typer
 from curvcli.analyses.base import Analysis
 from curvcli.errors import CurvError
 from curvcli.flags import Command, flag_name, flags, given
-from curvcli.options import Location, Options, build
+from curvcli.options import Location, Options, build, unknown
 from curvcli.output import Output, destination, refuse, show
 from curvcli.report import Report
 from curvcli.spec import Run, Source, Spec, configured, discover, load
+from curvcli.track.asked import Track
+from curvcli.track.asked import files as checkpoints
 from curvcli.version import __version__
 
 if TYPE_CHECKING:
     from curvcli.progress import Announcer
+    from curvcli.work import Work
 
 MODEL, SHARED, PRINTED = "Options", "Model and data", "Output"
 
@@ -40,6 +43,9 @@ SpecFlag = Annotated[
         help="the spec (default MODEL with the suffix .yaml, else the nearest curv.yaml)",
         rich_help_panel=SHARED,
     ),
+]
+Models = Annotated[
+    list[Path], typer.Argument(metavar="MODEL...", help="checkpoints of one run, or their folder")
 ]
 Saved = Annotated[Path, typer.Argument(metavar="REPORT.json", help="a report in JSON")]
 
@@ -60,6 +66,11 @@ def build_app(kinds: Kinds) -> typer.Typer:
     for name, kind in kinds.items():
         _add(app, name, kind.__doc__ or "", partial(_answer, kinds, kind), _parameters(kind))
     _add(app, "run", RUN, partial(_answer, kinds, None), _parameters(None))
+    _add(app, "track", TRACK, partial(_track, kinds), [
+        inspect.Parameter("models", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Models),
+        *flags(Track, MODEL),
+        *_shared(set()),
+    ])  # fmt: skip
     _add(app, "render", RENDER, _render, [
         inspect.Parameter("report", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Saved),
         *flags(Output, PRINTED, without=("quiet",), negatable=False),
@@ -74,6 +85,11 @@ def build_app(kinds: Kinds) -> typer.Typer:
 RUN = """Run every analysis that the spec selects.
 
 Where it selects none, all of them run. One that cannot be completed does not stop the others.
+"""
+TRACK = """How did curvature, loss and steps change over the checkpoints of a run?
+
+The checkpoints, or a folder of them, are sorted by the step that each one saved. One that cannot be
+read is told and passed over. The spec is the nearest curv.yaml from the first checkpoint upward.
 """
 RENDER = """Render a saved report again, without the model.
 
@@ -134,6 +150,13 @@ def _parameters(own: type[Analysis] | None) -> list[inspect.Parameter]:
         inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None,
                           annotation=Checkpoint),
         *(flags(own, MODEL) if own else []),
+        *_shared(names),
+    ]  # fmt: skip
+
+
+def _shared(names: set[str]) -> list[inspect.Parameter]:
+    """List the options that every command on a model has, without those of these names."""
+    return [
         inspect.Parameter("spec", inspect.Parameter.KEYWORD_ONLY, default=None,
                           annotation=SpecFlag),
         *flags(Source, SHARED, CUT, names),
@@ -210,6 +233,59 @@ def _answer(kinds: Kinds, kind: type[Analysis] | None, values: dict[str, Any]) -
     return int(report.exit_code(strict=output.strict, exit_zero=output.exit_zero))
 
 
+def _track(kinds: Kinds, values: dict[str, Any]) -> int:
+    """Do what `track` asks."""
+    output = build(Output, given(values, Output), _flag_place, "E_USAGE")
+    asked = build(Track, given(values, Track), _flag_place, "E_USAGE")
+    paths = checkpoints(values["models"])
+    spec = _spec(values["spec"], None, start=paths[0].parent)
+    refuse(output, 1)
+    run = build(Run, _plain(spec.run) | given(values, Run), _flag_place, "E_USAGE")
+    cut = _plain(build(Source, given({k: values[k] for k in CUT}, Source), _flag_place, "E_USAGE"))
+    selected = configured(spec, kinds)
+    for name in asked.analysis:
+        if name not in kinds:
+            raise unknown(name, kinds, "--analysis")
+    analyses = [
+        selected.get(n) or kinds[n](**FEW.get(n, {})) for n in dict.fromkeys(asked.analysis)
+    ]
+    with destination(output.out) as write:
+        with contextlib.redirect_stdout(sys.stderr), _announced(output.quiet) as announcer:
+            from curvcli.load.assemble import assemble
+            from curvcli.track.visit import track
+
+            report = track(
+                paths,
+                lambda path: assemble(spec, path, run, cut.get("batch_size"), cut.get("samples")),
+                [a for a in analyses if isinstance(a, Analysis)],
+                _means(run, announcer),
+                run.seed,
+            )
+        _deliver(report, output, write)
+    return int(report.exit_code(strict=output.strict, exit_zero=output.exit_zero))
+
+
+FEW: Mapping[str, Any] = {
+    "eig": {"top": 1}, "stability": {"top": 1}, "trace": {"tolerance": 0.05}
+}  # fmt: skip
+"""What `track` asks of an analysis that the spec does not configure: enough for its table."""
+
+
+def _means(run: Run, announcer: "Announcer") -> "Work":
+    import torch
+
+    from curvcli.work import Work
+
+    return Work(
+        rng=torch.Generator(),
+        method=run.hvp,
+        memory=run.memory,
+        budget=run.budget,
+        announce=announcer.announce,
+        tell=announcer.tell,
+    )
+
+
 def _work(
     spec: Spec,
     checkpoint: Path,
@@ -218,26 +294,15 @@ def _work(
     analyses: Sequence[Analysis],
     announcer: "Announcer",
 ) -> Report:
-    import torch
-
     from curvcli.load.assemble import assemble
     from curvcli.runner import run as answer
-    from curvcli.work import Work
 
     loaded = assemble(spec, checkpoint, run, cut.get("batch_size"), cut.get("samples"))
-    work = Work(
-        rng=torch.Generator(),
-        method=run.hvp,
-        memory=run.memory,
-        budget=run.budget,
-        announce=announcer.announce,
-        tell=announcer.tell,
-    )
-    return answer(loaded, analyses, work, run.seed)
+    return answer(loaded, analyses, _means(run, announcer), run.seed)
 
 
-def _spec(named: Path | None, model: Path | None) -> Spec:
-    path = discover(named, model, Path.cwd())
+def _spec(named: Path | None, model: Path | None, start: Path | None = None) -> Spec:
+    path = discover(named, model, start or Path.cwd())
     if path is None:
         beside = f"{model.with_suffix('.yaml')}, nor " if model and model.name else ""
         raise CurvError(

@@ -125,10 +125,27 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """Numbers shown by colour: a row for every label, from above, and a column for every x."""
+
+    labels: tuple[str, ...]
+    x: Points
+    values: tuple[Points, ...]
+    key: Axis
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where there is not a number for every place."""
+        if len(self.labels) != len(self.values) or any(len(v) != len(self.x) for v in self.values):
+            raise ValueError("as many values as places, in the cells of a figure")
+
+
+@dataclass(frozen=True)
 class Figure:
-    """Curves over one pair of axes, as numbers: what draws them is a sink's affair.
+    """Curves over one pair of axes, or cells, as numbers: what draws them is a sink's affair.
 
     `levels` are values of y, drawn across the figure; `ticks` are values of x, drawn at its foot.
+    A figure with `cells` has nothing else; y names what their rows are. One whose numbers are
+    `in_rows` of the result need not be told in numbers too.
     """
 
     name: str
@@ -139,6 +156,8 @@ class Figure:
     levels: tuple[Level, ...] = ()
     ticks: tuple[Level, ...] = ()
     caption: str = ""
+    cells: Cells | None = None
+    in_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -327,6 +346,8 @@ def _figure_in(plain: Mapping[str, Any]) -> Figure:
     texts += [x["label"] for x in (*lines, *levels, *ticks)]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"text in the figure {plain['name']!r}")
+    if not isinstance(plain.get("in_rows", False), bool):
+        raise TypeError(f"in_rows in the figure {plain['name']!r}")
     _among(get_args(Scale), [plain[axis]["scale"] for axis in "xy"])
     _among(get_args(Status), [x["status"] for x in lines if x["status"] is not None])
     read = {
@@ -335,8 +356,20 @@ def _figure_in(plain: Mapping[str, Any]) -> Figure:
         "lines": tuple(Line(**x | _points_in(x)) for x in lines),
         "levels": tuple(Level(**x | {"value": _number_in(x["value"])}) for x in levels),
         "ticks": tuple(Level(**x | {"value": _number_in(x["value"])}) for x in ticks),
+        "cells": _cells_in(plain.get("cells")),
     }
     return Figure(**{**plain, **read})
+
+
+def _cells_in(plain: Mapping[str, Any] | None) -> Cells | None:
+    if plain is None:
+        return None
+    labels = tuple(_list(plain["labels"]))
+    if not all(isinstance(text, str) for text in (*labels, plain["key"]["title"])):
+        raise TypeError("text in the cells of a figure")
+    _among(get_args(Scale), [plain["key"]["scale"]])
+    values = tuple(_series_in(row) for row in _list(plain["values"]))
+    return Cells(labels, _series_in(plain["x"]), values, Axis(**plain["key"]))
 
 
 def _points_in(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Run analyses on a loaded problem and put what they say into one Report."""
 
+import contextlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,34 +26,42 @@ def run(loaded: "Loaded", analyses: Sequence[Analysis], work: Work, seed: int) -
     An analysis that cannot be completed leaves its reason in the report, and the others go on; one
     alone raises it. Ctrl-C ends the whole with what is known, and names what did not run.
     """
-    began, start = datetime.now(UTC), time.perf_counter()
+    with timed() as times:
+        results, failed = answers(loaded.problem, analyses, work, seed)
+    if len(analyses) == 1 and failed:
+        raise next(iter(failed.values()))
+    errors = {n: str(e if isinstance(e, CurvError) else bug(e)) for n, e in failed.items()}
+    if any(r.interrupted for r in results.values()):
+        left = [a.name for a in analyses if a.name not in {*results, *errors}]
+        errors |= dict.fromkeys(left, "interrupted before it began")
+    return Report(provenance=loaded.provenance, results=results, errors=errors, run=times)
+
+
+def answers(
+    problem: "Problem", analyses: Sequence[Analysis], work: Work, seed: int
+) -> tuple[dict[str, Result], dict[str, Exception]]:
+    """Answer each question in turn, up to one that is interrupted; give what failed beside it."""
     results: dict[str, Result] = {}
-    errors: dict[str, str] = {}
-    for position, analysis in enumerate(analyses):
+    failed: dict[str, Exception] = {}
+    for analysis in analyses:
         fresh = replace(work, rng=torch.Generator().manual_seed(seed))
         try:
-            results[analysis.name] = _answer(analysis, loaded.problem, fresh)
-        except CurvError as error:
-            if len(analyses) == 1:
-                raise
-            errors[analysis.name] = str(error)
+            results[analysis.name] = _answer(analysis, problem, fresh)
         except Exception as error:
-            if len(analyses) == 1:
-                raise
-            errors[analysis.name] = str(bug(error))
-        if analysis.name in results and results[analysis.name].interrupted:
-            errors |= {a.name: "interrupted before it began" for a in analyses[position + 1 :]}
-            break
-    return Report(
-        provenance=loaded.provenance,
-        results=results,
-        errors=errors,
-        run={
-            "began": began.isoformat(timespec="seconds"),
-            "wall": time.perf_counter() - start,
-            "machine": platform.platform(),
-        },
-    )
+            failed[analysis.name] = error
+        else:
+            if results[analysis.name].interrupted:
+                break
+    return results, failed
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[dict[str, Any]]:
+    """Fill in when the work began, how long it took, and where: a report's `run` block."""
+    began, start = datetime.now(UTC), time.perf_counter()
+    block: dict[str, Any] = {"began": began.isoformat(timespec="seconds")}
+    yield block
+    block |= {"wall": time.perf_counter() - start, "machine": platform.platform()}
 
 
 class _OutOfTime(KeyboardInterrupt):

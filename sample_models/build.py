@@ -39,6 +39,7 @@ def main() -> None:
     build_cnn(out, digits)
     build_broken(out, digits)
     build_transformer(out, addition)
+    build_run(out / "edge", digits)
 
 
 def build_digits(out: Path) -> Split:
@@ -130,6 +131,29 @@ def build_transformer(out: Path, data: Split) -> None:
         "config": config,
     }
     save(out / "modular_transformer.pt", checkpoint, model, data)
+
+
+EDGE_STEPS = (0, 5, 10, 15, 20, 30, 50, 60, 70, 80, 100, 150, 200, 300)
+
+
+def build_run(out: Path, data: Split) -> None:
+    """Descend by the full gradient at a rate that the curvature grows up to; save it on the way."""
+    torch.manual_seed(SEED)
+    out.mkdir(exist_ok=True)
+    model = nn.Sequential(
+        nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 10)
+    )
+    optimizer = SGD(model.parameters(), lr=0.5)
+    before = 0
+    for step in EDGE_STEPS:
+        fit(model, optimizer, data, epochs=step - before, batch_size=len(data.x))
+        checkpoint = {
+            "step": step,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        save(out / f"step-{step:03}.pt", checkpoint, model, data)
+        before = step
 
 
 def permutation(n: int) -> Tensor:

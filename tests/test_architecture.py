@@ -29,11 +29,14 @@ ROOMS = {
     "modules": "errors",
     "problem": "batches derivatives errors modules optimizer params",
     "determinism": "errors modules problem",
-    "updates": "derivatives optimizer problem",
+    "updates": "derivatives errors optimizer problem",
+    "dynamics": "errors optimizer",
     "spec": "errors mistakes options",
     "load": "batches errors mistakes modules options optimizer params problem spec version",
-    "curvature": "batches derivatives determinism errors linalg params problem work",
+    "curvature": "batches derivatives determinism dynamics errors linalg params problem work",
     "gradients": "batches curvature derivatives errors linalg modules params problem work",
+    "signals": "batches derivatives modules problem work",
+    "trials": "batches derivatives errors modules params problem work",
     "analyses": "errors options report work",
     "selftest": "analyses batches load problem report version work",
     "testing": "report sinks",
@@ -41,17 +44,20 @@ ROOMS = {
     "files": "errors",
     "flags": "options",
     "progress": "work",
+    "track": "analyses errors options report runner work",
     "runner": "analyses errors report work",
     "output": "errors files options report sinks",
-    "cli": "analyses errors flags options output report spec version",
+    "cli": "analyses errors flags options output report spec track version",
     "curvcli": "version",
     "__main__": "errors",
 }
 """What each room may import of the others; a package is one room, and so are the spec's files."""
 
 INSIDE = {
-    "analyses": "curvature determinism gradients linalg optimizer params problem updates",
+    "analyses": "curvature determinism dynamics gradients linalg optimizer params problem signals "
+    "trials updates",
     "cli": "load progress runner selftest work",
+    "track": "load trials",
     "testing": "curvcli",
     "curvcli": "analyses batches load options output problem work",
     "__main__": "analyses cli mistakes sinks",
@@ -59,8 +65,8 @@ INSIDE = {
 """What a room may import besides inside its functions, where it costs nothing at start-up."""
 
 LIBRARIES = {
-    "torch": "batches curvature derivatives determinism gradients linalg load modules optimizer "
-    "params problem runner selftest updates",
+    "torch": "batches curvature derivatives determinism dynamics gradients linalg load modules "
+    "optimizer params problem runner selftest track signals trials updates",
     "numpy": "load",
     "rich": "sinks",
     "typer": "cli flags",

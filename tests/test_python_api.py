@@ -52,7 +52,7 @@ def state(model: nn.Module) -> tuple[Any, ...]:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {"diag": {"method": "exact"}}
-NEEDS_AN_OPTIMIZER = {"ratio"}
+NEEDS_AN_OPTIMIZER = {"ratio", "stability"}
 ASKED = [name for name in registry() if name not in NEEDS_AN_OPTIMIZER]
 
 

@@ -10,7 +10,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, Final
 
 from curvcli.report import Figure
-from curvcli.sinks import layout
+from curvcli.sinks import cells, layout
 from curvcli.sinks.layout import Block
 from curvcli.sinks.strokes import Stroke
 from curvcli.sinks.text import clean, number
@@ -77,7 +77,6 @@ def svg(figures: Sequence[Figure]) -> str:
 def _draw(block: Block, canvas: "Canvas", top: float, height: float) -> None:
     """Draw a figure, its top that far above the foot of a canvas of this height."""
     width, left = layout.WIDTH, layout.LEFT
-    inner = width - left - layout.RIGHT
     title, above, plot, below, legend, caption, _ = (top - y for y in block.tops)
 
     def write(lines: list[str], x: float, y: float, step: float, **look: Any) -> None:
@@ -86,8 +85,14 @@ def _draw(block: Block, canvas: "Canvas", top: float, height: float) -> None:
 
     write(block.title, left, title, layout.BOLD_LINE, weight="bold", size=layout.BOLD_SIZE)
     write(block.above, left, above, layout.LINE)
-    box = (left, plot - layout.HEIGHT, inner, layout.HEIGHT)
+    inner = width - block.left - block.right
+    box = (block.left, plot - block.plot, inner, block.plot)
     axes = canvas.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
+    write(block.below, block.left + inner / 2, below, layout.LINE, ha="center")
+    write(block.caption, left, caption, layout.LINE, color="#444444")
+    if block.figure.cells is not None:
+        cells.draw(axes, block.figure.cells, block.names)
+        return
     axes.set_xscale(block.figure.x.scale)
     axes.set_yscale(block.figure.y.scale)
     for stroke in block.strokes:
@@ -95,9 +100,7 @@ def _draw(block: Block, canvas: "Canvas", top: float, height: float) -> None:
     _number(axes.xaxis)
     _number(axes.yaxis)
     axes.yaxis.set_offset_position("right")  # the title of the axis is on the left
-    write(block.below, left + inner / 2, below, layout.LINE, ha="center")
     _legend(axes, block, (left / width, legend / height))
-    write(block.caption, left, caption, layout.LINE, color="#444444")
 
 
 def _stroke(axes: "Axes", stroke: Stroke) -> None:

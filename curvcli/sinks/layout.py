@@ -15,6 +15,12 @@ from curvcli.sinks.text import clean
 WIDTH: Final = 600
 HEIGHT: Final = 260
 """Of the axes; below them are their numbers."""
+ROW: Final = 15
+"""Of a row of cells; no more than ROWS of them keep it, further ones share their height."""
+ROWS: Final = 60
+KEY: Final = 92
+NAMES: Final = 36
+"""Characters of a row's name."""
 NUMBERS: Final = 20
 LEFT, RIGHT, MARGIN, GAP = 58, 20, 14, 8
 SIZE, LINE = 9, 13
@@ -63,6 +69,32 @@ class Block:
         )
 
     @property
+    def plot(self) -> float:
+        """Give the height of the axes."""
+        cells = self.figure.cells
+        return HEIGHT if cells is None else ROW * min(max(len(cells.labels), 2), ROWS)
+
+    @property
+    def left(self) -> float:
+        """Give where the axes begin: beside the names of rows, where there are some."""
+        if self.figure.cells is None:
+            return LEFT
+        longest = max((cell_len(name) for name in self.names), default=0)
+        return max(LEFT, 0.62 * SIZE * longest + GAP)
+
+    @property
+    def right(self) -> float:
+        """Give how far from the edge the axes end: before the key of the colours, if there is."""
+        return RIGHT if self.figure.cells is None else KEY
+
+    @property
+    def names(self) -> list[str]:
+        """Name the rows of cells, without the middle where that is long."""
+        half = NAMES // 2
+        labels = [] if self.figure.cells is None else map(clean, self.figure.cells.labels)
+        return [n if len(n) <= NAMES else f"{n[: half - 1]}…{n[-half:]}" for n in labels]
+
+    @property
     def columns(self) -> int:
         """Give the columns of the legend: two where all of its labels are short."""
         return 2 if len(self.labels) > 3 and all(cell_len(x) <= SHORT for x in self.labels) else 1
@@ -76,7 +108,7 @@ class Block:
             MARGIN,
             BOLD_LINE * len(self.title),
             LINE * len(self.above) + GAP / 2,
-            HEIGHT + NUMBERS,
+            self.plot + NUMBERS,
             LINE * len(self.below) + GAP,
             ENTRY * -(-entries // self.columns) + FOLD * folds + GAP,
             LINE * len(self.caption) + MARGIN,

@@ -1,0 +1,51 @@
+"""The cells of a figure, each in the colour of its number, with the key beside them."""
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from curvcli.report import Cells
+from curvcli.sinks.text import clean, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST: Final = 14
+"""Numbers at the foot of the columns, and names of rows beside them, that can be read."""
+
+
+def draw(axes: "Axes", cells: Cells, names: list[str]) -> None:
+    """Draw them with the first row above; a number that is none, or has no logarithm, is grey."""
+    import numpy
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.ticker import FuncFormatter
+
+    log = cells.key.scale == "log"
+    values = numpy.array(
+        [[math.nan if v is None or (log and v <= 0) else v for v in row] for row in cells.values]
+    ).reshape(len(cells.labels), len(cells.x))
+    known = values[numpy.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (1.0, 1.0)
+    if low == high:
+        low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+    norm: Any = LogNorm(low, high) if log else Normalize(low, high)
+    # One that grows in lightness all the way, for eyes and printers that see no hue.
+    colors = colormaps["viridis"].with_extremes(bad="#d9d9d9")
+    shown = numpy.ma.masked_invalid(values)
+    drawn = axes.pcolormesh(shown, cmap=colors, norm=norm, edgecolors="white", linewidth=0.5)
+    axes.grid(visible=False)
+    axes.invert_yaxis()
+    rows = range(0, len(names), -(-len(names) // 60) or 1)
+    axes.set_yticks([i + 0.5 for i in rows], [names[i] for i in rows])
+    columns = range(0, len(cells.x), -(-len(cells.x) // MOST) or 1)
+    axes.set_xticks([i + 0.5 for i in columns], [_place(cells.x[i]) for i in columns])
+    axes.tick_params(length=0)
+    key = axes.figure.colorbar(drawn, cax=axes.inset_axes((1.02, 0, 0.025, 1)))
+    key.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: number(float(v), "relative")))
+    key.ax.minorticks_off()
+    key.set_label(clean(cells.key.title))
+    key.outline.set_visible(False)
+
+
+def _place(x: float | None) -> str:
+    return "" if x is None else f"{x:g}"
