@@ -1,6 +1,7 @@
 """An orthonormal basis in R^n that grows by one vector at a time; dot products in float64."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,10 +13,11 @@ _COLUMNS = 1 << 18  # entries converted to float64 at a time: no second basis in
 
 
 class Basis:
-    """Vectors of `like`'s kind, orthonormal to `like`'s rounding."""
+    """Vectors of `like`'s kind, orthonormal to `like`'s rounding; memory for `most` at most."""
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, most: int | None = None) -> None:
         self.like = like
+        self.most = most
         self.blocks: list[Tensor] = []
         self.count = 0
 
@@ -27,8 +29,9 @@ class Basis:
 
     def append(self, v: Tensor) -> None:
         """Add a unit vector (n,) that is orthogonal to those before."""
-        if self.count % _ROWS == 0:
-            shape = (_ROWS, self.like.numel())
+        if self.count == len(self.blocks) * _ROWS:
+            rows = _ROWS if self.most is None else min(_ROWS, self.most - self.count)
+            shape = (rows, self.like.numel())
             self.blocks.append(torch.empty(shape, dtype=self.like.dtype, device=self.like.device))
         self.blocks[-1][self.count % _ROWS] = v
         self.count += 1
@@ -43,43 +46,91 @@ class Basis:
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """Form the sum of the vectors times their coefficients (k,): a vector (n,) in float64."""
-        coefficients = coefficients.to(self.like.device)
         n = self.like.numel()
         out = torch.zeros(n, dtype=torch.float64, device=self.like.device)
-        for rows, block in self._filled():
-            for cut in _cuts(n):
-                out[cut] += coefficients[rows] @ block[:, cut].double()
+        self._add(out, coefficients)
         return out
 
-    def remove(self, w: Tensor, last: Tensor | None = None) -> Tensor:
+    def remove(self, w: Tensor, beside: Sequence[Tensor] = ()) -> Tensor:
         """Orthogonalise w (n,) float64 in place; return the coefficients taken off.
 
-        `last` is a vector that is about to be appended; its coefficient comes last. Twice is enough
-        [Giraud et al. 2005, doi:10.1007/s00211-005-0615-4].
+        `beside` are unit vectors that are orthogonal to the basis without being in it; their
+        coefficients come last. Twice is enough [Giraud et al. 2005, doi:10.1007/s00211-005-0615-4].
         """
-        taken = torch.zeros(self.count + (last is not None), dtype=torch.float64)
+        taken = torch.zeros(self.count + len(beside), dtype=torch.float64)
         for _ in range(2):
             c = self.dots(w)
-            w -= self.combine(c)
+            self._add(w, -c)
             taken[: self.count] += c
-            if last is not None:
-                own = last.double() @ w
-                w -= own * last.double()
-                taken[-1] += own.cpu()
+            for i, v in enumerate(beside, self.count):
+                taken[i] += _take_off(w, v)
         return taken
 
-    def random(self, rng: torch.Generator) -> Tensor | None:
+    def random(self, rng: torch.Generator, beside: Sequence[Tensor] = ()) -> Tensor | None:
         """Draw a unit vector uniformly from the complement of the basis; None where it is full."""
-        if self.count >= self.like.numel():
+        if self.count + len(beside) >= self.like.numel():
             return None
         w = normal(self.like, rng).double()
         before = w.norm()
-        self.remove(w)
+        self.remove(w, beside)
         # What is left of a draw when the complement is empty to rounding is rounding.
         if w.norm() <= 1e-6 * before:
             return None
         unit: Tensor = w / w.norm()
         return unit
+
+    def gram(self) -> Tensor:
+        """Multiply all vectors by each other: (k, k) float64 on the CPU, the identity, rounded."""
+        out = torch.zeros(self.count, self.count, dtype=torch.float64, device=self.like.device)
+        for cut in _cuts(self.like.numel()):
+            Q = torch.cat([block[:, cut].double() for _, block in self._filled()])
+            out += Q @ Q.T
+        return out.cpu()
+
+    def rotate(self, S: Tensor) -> bool:
+        """Replace the basis in place by its combinations, the orthonormal columns of S (m, k).
+
+        Ctrl-C waits for the end, and is what is returned: a basis half rotated would be no answer.
+        Cost: 2 m k n operations, and the memory of a block's and of k cuts.
+        """
+        S, k = S.to(self.like.device), S.shape[1]
+        cuts = _cuts(self.like.numel())
+        made: Tensor | None = None
+        done, late = 0, False
+        while done < len(cuts):
+            try:
+                # A cut is formed whole before any of it is written, and writing may be repeated.
+                if made is None:
+                    made = self._combined(S, cuts[done])
+                self._write(made, cuts[done])
+                made, done = None, done + 1
+            except KeyboardInterrupt:
+                late = True
+        self.truncate(k)
+        return late
+
+    def truncate(self, count: int) -> None:
+        """Forget all vectors after the first `count`, and give back the memory of whole blocks."""
+        self.count = count
+        del self.blocks[-(-count // _ROWS) :]
+
+    def _combined(self, S: Tensor, cut: slice) -> Tensor:
+        width = self.like[cut].numel()
+        out = torch.zeros(S.shape[1], width, dtype=torch.float64, device=self.like.device)
+        for rows, block in self._filled():
+            out += S[rows].T @ block[:, cut].double()
+        return out
+
+    def _write(self, made: Tensor, cut: slice) -> None:
+        for i, block in zip(range(0, len(made), _ROWS), self.blocks, strict=False):
+            part = made[i : i + _ROWS]
+            block[: len(part), cut] = part.to(block.dtype)
+
+    def _add(self, w: Tensor, coefficients: Tensor) -> None:
+        coefficients = coefficients.to(self.like.device)
+        for rows, block in self._filled():
+            for cut in _cuts(w.numel()):
+                w[cut] += coefficients[rows] @ block[:, cut].double()
 
     def _filled(self) -> list[tuple[slice, Tensor]]:
         ends = range(0, self.count, _ROWS)
@@ -93,6 +144,15 @@ def norm(w: Tensor) -> float:
     """Measure a vector's length, also where the squares of its entries leave float64's range."""
     largest = float(w.abs().max())
     return largest * float((w / largest).norm()) if 0 < largest < math.inf else largest
+
+
+def _take_off(w: Tensor, v: Tensor) -> float:
+    """Take the part along a unit vector off w (n,) float64, and return its length."""
+    cuts = _cuts(len(w))
+    along = float(sum((v[cut].double() @ w[cut] for cut in cuts), w.new_zeros(())))
+    for cut in cuts:
+        w[cut] -= along * v[cut].double()
+    return along
 
 
 def _cuts(n: int) -> list[slice]:

@@ -1,6 +1,5 @@
 """Approximate eigenpairs, which of them are wanted, and how sure one may be of them."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -32,8 +31,11 @@ class Ritz:
     vectors:   (k, n), orthonormal
     residuals: (k,) float64, ||A y - theta y||: [theta - r, theta + r] contains an eigenvalue
     radius:    (k,) float64, half-widths of intervals that contain k different eigenvalues, one each
-    doubt:     bound on the probability that an eigenvalue beyond the last one was missed
+    doubt:     bound on the probability that one was missed: that the i-th eigenvalue lies more than
+               SLACK of its size beyond the i-th value here (see missed.py)
     matvecs:   products used, verification included
+    restarts:  how often the basis was cut back for want of room
+    short_of:  what ended the work before it was done: products, or room for vectors
     """
 
     values: Tensor
@@ -43,6 +45,8 @@ class Ritz:
     doubt: float
     matvecs: int
     status: Status
+    restarts: int = 0
+    short_of: Literal["nothing", "matvecs", "vectors"] = "nothing"
 
     @property
     def converged(self) -> bool:
@@ -95,40 +99,3 @@ def radii(theta: Tensor, residuals: Tensor) -> Tensor:
 def _overlap(theta: Tensor, residuals: Tensor, low: list[int], high: list[int]) -> bool:
     gap = float(theta[high[0]] - theta[low[-1]])
     return gap <= norm(residuals[low]) + norm(residuals[high])
-
-
-def beyond(theta: Tensor, top: int, which: Which, norm: float) -> tuple[float, float]:
-    """Say below and above which value an eigenvalue would belong among the wanted ones.
-
-    `theta` (m,) ascending. An infinite value stands for an end that nobody asked about, nan for
-    one where fewer are known than are wanted.
-    """
-    chosen, upper = wanted(theta, top, which)
-    low, high = -math.inf, math.inf
-    if which == "magnitude":
-        edge = float(theta[chosen].abs().min()) if len(chosen) == top else math.nan
-        low, high = -edge, edge
-    if which in ("largest", "both"):
-        high = float(theta[chosen[upper - 1]]) if upper == top else math.nan
-    if which in ("smallest", "both"):
-        known = len(theta) >= (2 * top if which == "both" else top)
-        low = float(theta[top - 1]) if known else math.nan
-    return low - SLACK * max(abs(low), FLOOR * norm), high + SLACK * max(abs(high), FLOOR * norm)
-
-
-def missed(steps: int, n: int, edge: float, found: float, other: float) -> float:
-    """Bound the probability that an eigenvalue beyond `edge` escaped a random start.
-
-    `steps` products of Lanczos from a uniformly random vector of R^n have found the extreme value
-    `found` at that end, not beyond `edge`, and `other` is at or beyond the opposite end. Had there
-    been an eigenvalue beyond `edge`, the relative error of `found` would exceed
-    epsilon = (edge - found) / (edge - other), which has at most the probability
-    1.648 sqrt(n) exp(-sqrt(epsilon) (2 steps - 1)) [Kuczynski and Wozniakowski 1992,
-    doi:10.1137/0613066, theorem 4.2].
-    """
-    if math.isinf(edge) or steps >= n:
-        return 0.0
-    if not (edge - found) * (edge - other) > 0:
-        return 1.0
-    epsilon = min((edge - found) / (edge - other), 1.0)
-    return min(1.0, 1.648 * math.sqrt(n) * math.exp(-math.sqrt(epsilon) * (2 * steps - 1)))

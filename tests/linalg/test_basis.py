@@ -74,6 +74,53 @@ def test_full_to_rounding() -> None:
     assert wide.random(rng()) is None
 
 
+@pytest.mark.parametrize("kept", [1, 5, 16, 17, 33])
+@pytest.mark.parametrize("columns", [7, 50, 1 << 18])
+def test_a_rotation_in_place(kept: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_COLUMNS", columns)
+    basis = grown(50, 37)
+    Q = torch.stack([basis[i] for i in range(37)])
+    S = torch.linalg.qr(torch.randn(37, kept, generator=rng(), dtype=torch.float64))[0]
+    assert torch.allclose(basis.gram(), Q @ Q.T, atol=1e-14)
+    assert not basis.rotate(S)
+    assert len(basis) == kept
+    assert torch.allclose(torch.stack([basis[i] for i in range(kept)]), S.T @ Q, atol=1e-14)
+    assert len(basis.blocks) == -(-kept // 16)
+    more = basis.random(rng(3))
+    assert more is not None
+    basis.append(more)  # it goes on growing
+    assert torch.equal(basis[kept], more)
+
+
+@pytest.mark.parametrize("most", [1, 5, 16, 20, 33])
+def test_memory_for_no_more_than_allowed(most: int) -> None:
+    basis, source = Basis(torch.zeros(60, dtype=torch.float64), most), rng(1)
+    for i in range(most):
+        v = basis.random(source)
+        assert v is not None
+        basis.append(v)
+        assert i < sum(map(len, basis.blocks)) <= most
+    basis.truncate(most // 2)
+    assert len(basis.blocks) == -(-(most // 2) // 16)
+
+
+def test_what_is_beside_a_basis_is_taken_off_too() -> None:
+    basis, source = grown(30, 18), rng(5)
+    beside: list[torch.Tensor] = []
+    for _ in range(3):
+        v = basis.random(source, beside)
+        assert v is not None
+        beside.append(v)
+    w = torch.randn(30, generator=rng(), dtype=torch.float64)
+    rest = w.clone()
+    taken = basis.remove(rest, beside)
+    V = torch.stack(beside)
+    assert float((V @ rest).abs().max()) < 1e-14
+    assert float(basis.dots(rest).abs().max()) < 1e-14
+    assert torch.allclose(rest + basis.combine(taken[:18]) + taken[18:] @ V, w, atol=1e-14)
+    assert basis.random(source, [*beside, *[w] * 9]) is None
+
+
 @pytest.mark.parametrize("scale", [1e-300, 1e-150, 1.0, 1e150, 1e300])
 def test_norm_at_every_scale(scale: float) -> None:
     assert norm(scale * torch.tensor([3.0, -4.0], dtype=torch.float64)) == pytest.approx(5 * scale)
