@@ -12,7 +12,8 @@ from curvcli.report import Axis, Check, Figure, Level, Line, Metric, Result, col
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from curvcli.linalg.density import Estimate, Quadrature
+    from curvcli.linalg.averages import Estimate
+    from curvcli.linalg.quadrature import Quadrature
     from curvcli.problem import Problem
     from curvcli.work import Work
 
@@ -80,13 +81,15 @@ class Spectrum(Analysis):
     def run(self, problem: "Problem", work: "Work") -> Result:
         """Run the probes and read off what they found."""
         from curvcli.curvature.matrices import described, matrix
-        from curvcli.linalg.density import slq
+        from curvcli.curvature.plan import planned
+        from curvcli.linalg.slq import slq, whole
 
         self._fits(problem, work)
         chosen = matrix(self.matrix, problem, work, self.label_samples)
-        q = slq(
-            chosen.operator, self.probes, self.steps, work.rng, work.announce("spectral density")
-        )
+        small = whole(problem.layout.size, self.probes, self.steps)
+        most = problem.layout.size if small else self.probes * self.steps
+        A = planned(chosen.operator, work, most, vectors=0 if small else self.steps)
+        q = slq(A, self.probes, self.steps, work.rng, work.announce("spectral density"))
         notes = described(self.matrix, chosen)
         if not q.probes:
             return self.result("no probe is finished yet", notes=notes, interrupted=True)
@@ -137,11 +140,10 @@ class Spectrum(Analysis):
         return max(GAP * self.width, resolution) * q.span
 
     def _rows(self, q: "Quadrature", zero: float, gap: float) -> list[SpectrumRow]:
-        from curvcli.linalg.density import below, expectation, mass, outlying, rank, trace
+        from curvcli.linalg.averages import below, mass, outliers, rank, trace
 
         total = trace(q)
         (low, below_by), (high, above_by) = q.ends
-        off = outlying(q, gap, FEW)
         return [
             _value(
                 "trace", float(total.mean), total.error, float(total.stderr), float(total.drift)
@@ -151,7 +153,7 @@ class Spectrum(Analysis):
             _share("negative", below(q, -zero), q.size),
             _share("near zero", mass(q, -zero, zero), q.size),
             _share("rank", rank(q, zero).times(1 / q.size), q.size),
-            _share("outliers", expectation(q, off), q.size),
+            _share("outliers", outliers(q, gap, FEW), q.size),
         ]
 
     def _headline(self, rows: list[SpectrumRow]) -> str:
@@ -224,7 +226,7 @@ class Spectrum(Analysis):
         foot = peak(q, sigma) / 100
         y = found.mean.clone()
         y[y < foot] = math.nan
-        spread = 1.96 * found.stderr
+        spread = 1.96 * found.stderr.hypot(found.drift)
         line = Line(
             "density",
             _points(x),

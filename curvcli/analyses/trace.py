@@ -83,18 +83,24 @@ class Trace(Analysis):
         )
 
     def _estimate(self, A: "LinearOperator", problem: "Problem", work: "Work") -> "Estimate":
+        from curvcli.curvature.plan import planned
+        from curvcli.linalg.hutchpp import HELD
         from curvcli.linalg.trace import hutchinson, hutchpp, xtrace
 
         blocks, watch = list(problem.layout.slices.values()), work.announce("trace")
-        args = (A, self.tolerance, work.rng)
-        if self.method == "hutchinson":
-            return hutchinson(*args, max_matvecs=self.max_matvecs, blocks=blocks, watch=watch)
-        room = self._room(problem, work)
-        if self.method == "xtrace":
-            return xtrace(*args, max_matvecs=self._held(A.size, room), blocks=blocks, watch=watch)
-        return hutchpp(
-            *args, max_matvecs=self.max_matvecs, blocks=blocks, watch=watch, vectors=room
+        room, most = self._room(problem, work), min(self.max_matvecs, A.size)
+        if self.method == "xtrace" and most < A.size:
+            most = min(most, _held(A.size, room))
+        held = {"hutchinson": 0, "xtrace": 3 * most // 2}.get(
+            self.method, min(room, HELD * most // 3)
         )
+        timed = planned(A, work, most, vectors=held if most < A.size else 0)
+        args = (timed, self.tolerance, work.rng)
+        if self.method == "hutchinson":
+            return hutchinson(*args, max_matvecs=most, blocks=blocks, watch=watch)
+        if self.method == "xtrace":
+            return xtrace(*args, max_matvecs=most, blocks=blocks, watch=watch)
+        return hutchpp(*args, max_matvecs=most, blocks=blocks, watch=watch, vectors=room)
 
     def _room(self, problem: "Problem", work: "Work") -> int:
         """Say how many vectors fit in memory."""
@@ -103,19 +109,6 @@ class Trace(Analysis):
         like = problem.like
         room = spare(like.device) if work.memory is None else work.memory
         return int(room // (like.numel() * like.element_size()))
-
-    def _held(self, size: int, room: int) -> int:
-        """Limit XTrace's products, each of which adds a vector to what it holds.
-
-        Raises: CurvError (E_MEMORY) where those that give an error do not fit.
-        """
-        if self.max_matvecs < size and room < 6:
-            raise CurvError(
-                "E_MEMORY",
-                f"xtrace holds a vector of {size:,} entries for every product",
-                "raise --memory, or use --method hutchinson",
-            )
-        return self.max_matvecs if self.max_matvecs >= size else min(self.max_matvecs, room)
 
     def _notes(self, found: "Estimate") -> list[str]:
         if found.by_entries:
@@ -183,3 +176,20 @@ class Trace(Analysis):
             return "let it run on, with enough --max-matvecs"
         need = math.ceil(found.matvecs * (found.relative / self.tolerance) ** 2 * 1.2)
         return f"raise --max-matvecs (to about {need:,} at most) or --tolerance"
+
+
+def _held(size: int, room: int) -> int:
+    """Say how many products XTrace may take, every two of which add three vectors to what it holds.
+
+    Raises: CurvError (E_MEMORY) where those that give an error do not fit.
+    """
+    from curvcli.linalg.xtrace import HELD
+
+    fits = 2 * (room // HELD)
+    if fits < 6:
+        raise CurvError(
+            "E_MEMORY",
+            f"xtrace holds three vectors of {size:,} entries for every two products",
+            "raise --memory, or use --method hutchinson",
+        )
+    return fits

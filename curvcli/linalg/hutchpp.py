@@ -10,144 +10,134 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from curvcli.linalg.basis import Basis, norm
 from curvcli.linalg.operator import Counted, normal, rademacher
-from curvcli.linalg.probing import Method, Samples
+from curvcli.linalg.probing import CHUNK, Known, Method, drawn
+from curvcli.linalg.scatter import Scatter, gathered
 
-TRIALS = 4
-"""Sketches that are always tried, and whose yield is looked at together."""
+HELD = 4
+"""Vectors held for every sketch: its direction and product, a probe and what R makes of it."""
+
+BESIDE = 4
+"""Vectors held besides, at most: two means of products in float64."""
 
 
 class HutchPP(Method):
-    """The sketch's orthonormal range Q, and for every probe z what any later Q needs of it.
+    """The remainder R of A after directions q have been taken out of it, one by one.
 
-    With P = Q Q^T, A = (PA + AP - PAP) + (I-P) A (I-P). The trace of the first part is tr(Q^T A Q);
-    of the second a probe gives z^T A z - 2 c^T d + c^T H c, where c = Q^T z, d = Q^T A z and
-    H = Q^T A Q. Both hold block by block with the dot products taken over the block, and for any
-    symmetric P, so that rounding in Q does not bias the sum.
+    With u = R q, what goes is T = q u^T + u q^T - (q.u) q q^T, which leaves (I - q q^T) R
+    (I - q q^T). T is symmetric and known, and so are its blocks' traces: probes of A - sum T tell
+    the rest without bias, whatever the rounding in q and u.
     """
 
     def __init__(
-        self,
-        A: Counted,
-        rng: torch.Generator,
-        blocks: Sequence[slice],
-        max_matvecs: int,
-        room: int,
+        self, A: Counted, rng: torch.Generator, blocks: Sequence[slice], vectors: int
     ) -> None:
         super().__init__(A, rng, blocks)
-        b = len(blocks)
-        self.max_matvecs, self.room = max_matvecs, room
-        self.Q, self.AQ, self.Z = Basis(A.like), Basis(A.like), Basis(A.like)
-        self.zAz = torch.zeros(b, 0).double()
-        self.Qz = torch.zeros(b, 0, 0).double()  # (b, sketches, probes)
-        self.AQz = torch.zeros(b, 0, 0).double()
-        self.QQ = torch.zeros(b, 0, 0).double()  # (b, sketches, sketches)
-        self.QAQ = torch.zeros(b, 0, 0).double()
+        self.room = max(0, (vectors - BESIDE) // HELD)
+        self.Q, self.U = Basis(A.like), Basis(A.like)
+        self.qu = torch.zeros(0, dtype=torch.float64)  # (sketches,)
+        self.exact = torch.zeros(len(blocks), dtype=torch.float64)  # the traces of what is out
+        self.Z, self.RZ = Basis(A.like), Basis(A.like)  # probes that later sketches will change
+        self.plain, self.rest = Scatter(blocks), Scatter(blocks)
         self.yields: list[tuple[float, float]] = []  # variance taken off, and variance before
-
-    least = 12
 
     @property
     def sketches(self) -> int:
-        """How many vectors the range has."""
-        return len(self.Q)
+        """How many directions are out."""
+        return len(self.qu)
 
-    @property
-    def sketching(self) -> bool:
-        """Whether another sketch promises more than the two probes that it costs.
+    def step(self, matvecs: int) -> bool:
+        """Take some probes, or the sketches that go with them."""
+        pays = self._pays(matvecs)
+        if pays and len(self.plain) > self.sketches:
+            self._sketch(min(CHUNK, (matvecs - 1) // 2, self.room - self.sketches))
+        elif matvecs >= 1:
+            self._probe(min(CHUNK, matvecs), hold=pays)
+        return matvecs >= 1
 
-        Decided by the sketches alone: were it by the probes, they would no longer be independent of
-        the remainder that they are asked about.
+    def _pays(self, matvecs: int) -> bool:
+        """Decide whether another sketch promises more than the two probes that it costs.
+
+        By the sketches alone: were it by the probes, they would no longer be independent of the
+        remainder that they are asked about.
         """
-        left = self.max_matvecs - self.A.matvecs
-        if left < 3 or len(self.Q) >= self.room:
+        if matvecs < 3 or self.sketches >= self.room:
             return False
-        if len(self.yields) < TRIALS:
+        if not self.yields:
             return True
-        gain, before = map(sum, zip(*self.yields[-TRIALS:], strict=True))
-        return gain * left > 2 * before
+        gain, before = map(sum, zip(*self.yields[-CHUNK:], strict=True))
+        return gain * matvecs > 2 * before
 
-    @property
-    def cost(self) -> int:
-        """A sketch takes two products, a probe one."""
-        return 3 if self.sketching else 1
-
-    def step(self) -> None:
-        """Take a sketch where one pays, and a probe."""
-        if self.sketching:
-            self._sketch()
-        self._probe()
-
-    def _sketch(self) -> None:
-        w = self.A.matvec(normal(self.A.like, self.rng)).double()
-        square = float(w.square().sum())
-        self.Q.remove(w)
-        left = norm(w)
-        if left <= torch.finfo(self.A.like.dtype).eps * math.sqrt(square):
-            self.room = len(self.Q)  # nothing but rounding remains outside
+    def _sketch(self, count: int) -> None:
+        W = self.A.matmat(drawn(normal, count, self.A.like, self.rng)).double()
+        new = Basis(self.A.like)
+        lefts = []
+        for w in W:
+            square = float(w.square().sum())
+            left = self._outward(w, new)
+            if left <= torch.finfo(self.A.like.dtype).eps * math.sqrt(square):
+                self.room = 0  # nothing but rounding remains outside
+                break
+            self._outward(w.div_(left), new)
+            new.append((w / w.norm()).to(self.A.like.dtype))
+            self.squares.append(square)
+            lefts.append(left)
+        if not lefts:
             return
-        w /= left
+        Q = torch.stack([new[i] for i in range(len(new))])
+        for q, Aq, left in zip(Q, self.A.matmat(Q), lefts, strict=True):
+            self._take_out(q, self._remainder(q, Aq), left)
+        self.rest = Scatter(self.blocks)
+        for i in range(0, len(self.Z), CHUNK):
+            js = range(i, min(i + CHUNK, len(self.Z)))
+            self.rest.add(*(torch.stack([held[j] for j in js]) for held in (self.Z, self.RZ)))
+
+    def _outward(self, w: Tensor, new: Basis) -> float:
+        """Orthogonalise w (n,) float64, in place, and give what length is left."""
         self.Q.remove(w)
-        q = (w / w.norm()).to(self.A.like.dtype)
-        Aq = self.A.matvec(q)
-        QAq = torch.cat([self._dots(self.Q, Aq), self.by_block(q, Aq).unsqueeze(1)], dim=1)
-        AQq = torch.cat([self._dots(self.AQ, q), QAq[:, -1:]], dim=1)
-        Qq = torch.cat([self._dots(self.Q, q), self.by_block(q, q).unsqueeze(1)], dim=1)
-        qz, Aqz = self._dots(self.Z, q), self._dots(self.Z, Aq)
-        h = QAq.sum(dim=0)  # a column of Q^T A Q
-        gain = 2 * float(Aq.double().square().sum()) - 2 * float(h[:-1].square().sum())
-        # Nothing before here has changed what is known.
-        self.squares.append(square)
-        self.yields.append((gain - float(h[-1]) ** 2, left**2))
-        self.QAQ = _bordered(self.QAQ, AQq, QAq)
-        self.QQ = _bordered(self.QQ, Qq, Qq)
-        self.Qz = torch.cat([self.Qz, qz.unsqueeze(1)], dim=1)
-        self.AQz = torch.cat([self.AQz, Aqz.unsqueeze(1)], dim=1)
+        new.remove(w)
+        return norm(w)
+
+    def _remainder(self, z: Tensor, Az: Tensor) -> Tensor:
+        """Take what is out off a product: R z in float64."""
+        if not self.sketches:
+            return Az.double()
+        a, b = self.U.dots(z.double()), self.Q.dots(z.double())
+        return Az.double() - self.Q.combine(a - self.qu * b) - self.U.combine(b)
+
+    def _take_out(self, q: Tensor, u: Tensor, left: float) -> None:
+        """Take a direction (n,) out, also of what is known of the probes."""
+        u = u.to(q.dtype)
+        x, y = q.double(), u.double()
+        qu = float(x @ y)
+        for i, s in enumerate(self.blocks):
+            self.exact[i] += float(2 * (x[s] @ y[s]) - qu * x[s].square().sum())
+        self.yields.append((2 * float(y.square().sum()) - qu**2, left**2))
+        qZ, uZ = self.Z.dots(x).tolist(), self.Z.dots(y).tolist()
+        for i, (a, b) in enumerate(zip(uZ, qZ, strict=True)):
+            self.RZ[i].sub_((x * (a - qu * b) + y * b).to(q.dtype))
         self.Q.append(q)
-        self.AQ.append(Aq)
+        self.U.append(u)
+        self.qu = torch.cat([self.qu, torch.tensor([qu], dtype=torch.float64)])
 
-    def _probe(self) -> None:
-        z = rademacher(self.A.like, self.rng)
-        y = self.A.matvec(z)
-        zAz = self.by_block(z, y)
-        Qz, AQz = self._dots(self.Q, z), self._dots(self.AQ, z)
-        self.squares.append(float(y.double().square().sum()))
-        self.zAz = torch.cat([self.zAz, zAz.unsqueeze(1)], dim=1)
-        self.Qz = torch.cat([self.Qz, Qz.unsqueeze(2)], dim=2)
-        self.AQz = torch.cat([self.AQz, AQz.unsqueeze(2)], dim=2)
-        if self.sketching:  # else no sketch will ask for it
-            self.Z.append(z)
+    def _probe(self, count: int, *, hold: bool) -> None:
+        if not hold:  # no sketch will ask for them any more
+            self.Z, self.RZ = Basis(self.A.like), Basis(self.A.like)
+        Z = drawn(rademacher, count, self.A.like, self.rng)
+        Y = self.A.matmat(Z)
+        RZ = torch.stack([self._remainder(z, y) for z, y in zip(Z, Y, strict=True)])
+        self.squares += [float(y.double().square().sum()) for y in Y]
+        self.plain.add(Z, Y)
+        self.rest.add(Z, RZ)
+        if hold:
+            for z, Rz in zip(Z, RZ, strict=True):
+                self.Z.append(z)
+                self.RZ.append(Rz.to(z.dtype))
 
-    def samples(self, last: bool) -> Samples:
-        """Add the range's own trace to what every probe says of the remainder."""
-        H = self.QAQ.sum(dim=0)
-        H = (H + H.T) / 2
-        exact = 2 * self.QAQ.diagonal(dim1=1, dim2=2).sum(dim=1) - (self.QQ * H).sum(dim=(1, 2))
-        c, d = self.Qz.sum(dim=0), self.AQz.sum(dim=0)  # (sketches, probes)
-        rest = self.zAz - (self.AQz * c).sum(dim=1) + (self.Qz * (H @ c - d)).sum(dim=1)
-        rows, plain = (exact.unsqueeze(1) + rest).T, self.zAz.T
+    def known(self, *, last: bool) -> Known:
+        """Add the trace of what is out to what every probe says of the remainder."""
+        rest, plain = gathered(self.rest, self.exact), gathered(self.plain)
         # Signs know a diagonal exactly, whose remainder is one no more.
-        if len(rows) > 1 and plain.sum(dim=1).std() < rows.sum(dim=1).std() / 2:
-            rows = plain
-        return Samples(rows.sum(dim=1), rows, self.frobenius)
-
-    def _dots(self, held: Basis, w: Tensor) -> Tensor:
-        """Multiply the vectors that are held by w, block by block: (b, k)."""
-        out = torch.zeros(len(self.blocks), len(held), dtype=torch.float64, device=w.device)
-        begin = 0
-        for rows in held.blocks:
-            filled = rows[: len(held) - begin]
-            for i, cut in self.cuts:
-                out[i, begin : begin + len(filled)] += filled[:, cut].double() @ w[cut].double()
-            begin += len(filled)
-        return out.cpu()
-
-
-def _bordered(M: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Add a row (b, k + 1) and a column (b, k + 1) with the same corner to M (b, k, k)."""
-    out = pad(M, (0, 1, 0, 1))
-    out[:, -1, :], out[:, :, -1] = row, column
-    return out
+        return plain if plain.whole[1] < rest.whole[1] / 2 else rest

@@ -9,12 +9,13 @@ Where the budget reaches n, n products with unit vectors give the trace exactly.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from curvcli.linalg.hutchpp import HutchPP
+from curvcli.linalg.hutchpp import HELD, HutchPP
 from curvcli.linalg.operator import Counted, LinearOperator, rademacher
-from curvcli.linalg.probing import Estimate, Method, Samples, search
+from curvcli.linalg.probing import CHUNK, Estimate, Known, Method, drawn
 from curvcli.linalg.ritz import Watch
+from curvcli.linalg.scatter import Scatter, gathered
+from curvcli.linalg.search import search
 from curvcli.linalg.xtrace import XTrace
 
 
@@ -51,10 +52,10 @@ def hutchpp(
     Kressner 2022, doi:10.1137/21M1447623]: a flat spectrum is left to the probes alone. What has
     been multiplied once serves every later remainder. `vectors` limits how many are held.
     """
-    room = max_matvecs if vectors is None else vectors
+    room = HELD * max_matvecs if vectors is None else vectors
 
     def method(A: Counted, rng: torch.Generator, blocks: Sequence[slice]) -> HutchPP:
-        return HutchPP(A, rng, blocks, max_matvecs, room // 3)
+        return HutchPP(A, rng, blocks, room)
 
     return search(method, A, tolerance, rng, max_matvecs, blocks, watch)
 
@@ -81,20 +82,18 @@ class Hutchinson(Method):
 
     def __init__(self, A: Counted, rng: torch.Generator, blocks: Sequence[slice]) -> None:
         super().__init__(A, rng, blocks)
-        self.rows: list[Tensor] = []
+        self.scatter = Scatter(blocks)
 
-    least = 20
-    cost = 1
+    def step(self, matvecs: int) -> bool:
+        """Multiply vectors of independent signs."""
+        if matvecs < 1:
+            return False
+        Z = drawn(rademacher, min(CHUNK, matvecs), self.A.like, self.rng)
+        Y = self.A.matmat(Z)
+        self.squares += [float(y.double().square().sum()) for y in Y]
+        self.scatter.add(Z, Y)
+        return True
 
-    def step(self) -> None:
-        """Multiply a vector of independent signs."""
-        z = rademacher(self.A.like, self.rng)
-        y = self.A.matvec(z)
-        row = self.by_block(z, y)
-        self.squares.append(float(y.double().square().sum()))
-        self.rows.append(row)
-
-    def samples(self, last: bool) -> Samples:
-        """Give z . A z, block by block."""
-        rows = torch.stack(self.rows) if self.rows else torch.zeros(0, len(self.blocks)).double()
-        return Samples(rows.sum(dim=1), rows, self.frobenius)
+    def known(self, *, last: bool) -> Known:
+        """Average z . A z, block by block."""
+        return gathered(self.scatter)

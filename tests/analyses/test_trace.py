@@ -121,7 +121,7 @@ def test_a_seed_determines_the_answer() -> None:
 
 def test_memory_limits_the_sketches() -> None:
     p = problem()
-    room = 83 * 4 * 12.0
+    room = 83 * 4 * 20.0
     result = ask(Trace(max_matvecs=60, tolerance=1e-4), p, memory=room)
     assert any("Hutch++, 4 sketches" in n for n in result.notes)
 
