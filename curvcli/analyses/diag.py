@@ -1,26 +1,29 @@
-"""The diagonal of the Hessian, exact or estimated, summed up tensor by tensor."""
+"""The diagonal of the Hessian, exact, estimated or approximated, summed up tensor by tensor."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from curvcli.analyses.base import Analysis
 from curvcli.errors import CurvError
-from curvcli.options import option
-from curvcli.report import Metric, Result, column, plus_minus
+from curvcli.options import ArrayFile, option
+from curvcli.report import Metric, Result, column, columns, plus_minus, rows_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from curvcli.curvature.diagonal import ExactDiagonal, Part
+    from curvcli.curvature.diagonals.methods import Diagonal, Method
     from curvcli.problem import Problem
     from curvcli.work import Work
 
-PATIENCE = 3e10
-"""Products times parameters times examples up to which `auto` is exact where no --budget is given.
+PATIENCE = 2e12
+"""Floating-point operations up to which `auto` is exact where no --budget is given.
 
-From ten seconds to a minute on two cores, by the kind of layer. A count and no time, so that the
-same inputs give the same answer.
+About a minute on two cores. A count and no time, so that the same inputs give the same answer.
 """
+
+APPROXIMATE: "tuple[Method, ...]" = (
+    "ggn", "empirical-fisher", "becker-lecun", "hutchinson", "xdiag"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,27 +42,61 @@ class DiagRow:
     typical_stderr: float | None = column("std. error of an entry", "relative", detail=True)
 
 
+@dataclass(frozen=True)
+class CompareRow:
+    """How far one tensor's diagonal by one method is from the exact one."""
+
+    method: str = column("method")
+    tensor: str = column("tensor")
+    error: float | None = column("rel. error", "relative")
+    correlation: float | None = column("correlation", "real")
+    trace_error: float | None = column("trace off by", "percent")
+    products: int | None = column("products", "count")
+    seconds: float | None = column("time", "seconds")
+
+
 class Diag(Analysis):
     """Which parameters does the loss bend along: the diagonal of the Hessian?
 
-    Exact at the cost of the layer where the model's linear layers allow it, by one product per
-    entry elsewhere, or estimated from random probes with a standard error. The sum over a tensor is
-    its share of the trace.
+    Exact at the cost of the layers where they allow it, by one product per entry elsewhere, or
+    estimated from random probes with a standard error (hutchinson, xdiag). The sum over a tensor is
+    its share of the trace. Other diagonals stand in for it: the Gauss-Newton matrix's (ggn, the
+    outer-product approximation of PRML 5.84), that of summed squared gradients (empirical-fisher),
+    and that without off-diagonal terms in back-propagation (becker-lecun, PRML 5.81).
     """
 
     name: ClassVar[str] = "diag"
     Row: ClassVar[type] = DiagRow
 
-    method: Literal["auto", "exact", "hutchinson"] = option(
-        "auto", "auto is exact where that fits the budget"
+    method: Literal[
+        "auto", "exact", "hutchinson", "xdiag", "ggn", "empirical-fisher", "becker-lecun"
+    ] = option("auto", "auto is exact where that fits the budget, else hutchinson")
+    probes: int = option(100, "random probes of an estimate; xdiag takes two products each", ge=2)
+    compare: bool = option(
+        False, "hold --method, or every other where it is auto, against the exact diagonal"
     )
-    probes: int = option(100, "random probes of the estimate", ge=2)
+    entries: ArrayFile | None = option(
+        None, "file for all entries, .safetensors or .csv", metavar="FILE"
+    )
 
     def run(self, problem: "Problem", work: "Work") -> Result:
         """Plan, then compute what the budget allows or what was asked for."""
-        if self.method == "hutchinson":
-            return self._estimate(problem, work, ())
-        from curvcli.curvature.diagonal import ExactDiagonal
+        from curvcli.curvature.diagonals.methods import by_method
+        from curvcli.determinism import probe
+
+        if self.compare:
+            return self._compare(problem, work)
+        method: Method = "exact" if self.method == "auto" else self.method
+        if method == "exact":
+            return self._exact_or_estimated(problem, work)
+        if method not in ("hutchinson", "xdiag"):  # which are probed with their products
+            probe(problem)
+        return self._told(by_method(method, problem, work, self.probes), ())
+
+    def _exact_or_estimated(self, problem: "Problem", work: "Work") -> Result:
+        from curvcli.curvature.diagonals.cost import operations, seconds
+        from curvcli.curvature.diagonals.exact import ExactDiagonal
+        from curvcli.curvature.diagonals.methods import by_method, by_parts
         from curvcli.curvature.hessian import doubts
         from curvcli.determinism import probe
 
@@ -67,97 +104,112 @@ class Diag(Analysis):
         exact = ExactDiagonal(problem, work.memory)
         each = sum(p.products for p in exact.parts)
         plan = f"exact diagonal: {each:,} products for each batch"
-        cost = each * problem.layout.size * problem.examples
-        if self.method == "auto" and work.budget is None and cost > PATIENCE:
-            note = f"{plan} are many: estimated instead; --method exact insists"
-            return self._estimate(problem, work, (note,))
-        seconds = exact.estimate()
-        if work.budget is None or seconds <= work.budget:
-            work.tell(f"{plan}, about {_time(seconds)}")
-            result = self._exact(exact, work, each)
-            return replace(result, checks=(*result.checks, *self.doubts(doubts(problem))))
-        over = f"{plan}, about {_time(seconds)}, over the budget of {_time(work.budget)}"
-        if self.method == "exact":
-            cheaper = f"--method hutchinson takes {self.probes} products, or raise --budget"
-            raise CurvError("E_BUDGET", over, cheaper)
-        work.tell(over)
-        note = f"{plan} are over the budget: estimated instead"
-        return self._estimate(problem, work, (note,))
+        over = ""
+        if self.method == "auto" and work.budget is None:
+            over = "are many" if operations(exact) > PATIENCE else ""
+        if not over:
+            took = seconds(exact)
+            said = f"{plan}, about {_time(took)}"
+            if work.budget is None or took <= work.budget:
+                work.tell(said)
+                result = self._told(by_parts(exact, work), ())
+                return replace(result, checks=(*result.checks, *self.doubts(doubts(problem))))
+            over = "are over the budget"
+            if self.method == "exact":
+                cheaper = f"--method hutchinson takes {self.probes} products, or raise --budget"
+                raise CurvError("E_BUDGET", _over(said, work.budget), cheaper)
+            work.tell(_over(said, work.budget))
+        insist = "; --method exact insists" if work.budget is None else ""
+        note = f"{plan} {over}: estimated instead{insist}"
+        return self._told(by_method("hutchinson", problem, work, self.probes), (note,))
 
-    def _exact(self, exact: "ExactDiagonal", work: "Work", products: int) -> Result:
-        watch = work.announce("exact diagonal")
-        done: dict[str, tuple[Part, Tensor]] = {}
-        interrupted = False
-        try:
-            count, trace = 0, None
-            total = products * len(exact.problem.batches)
-
-            def tick(more: int) -> None:
-                nonlocal count
-                count += more
-                watch(count, total, trace, None)
-
-            for part in exact.parts:
-                for name, d in exact.compute(part, tick).items():
-                    done[name] = (part, d)
-                trace = sum(float(d.double().sum()) for _, d in done.values())
-        except KeyboardInterrupt:
-            interrupted = True
-        rows = [
-            _row(name, done[name][0].method, done[name][1], None, None)
-            for name in exact.problem.names
-            if name in done
-        ]
-        notes = []
-        if interrupted:
-            notes.append(f"{len(rows)} of {len(exact.problem.names)} tensors are complete")
-        return self._told(rows, None, products, notes, interrupted)
-
-    def _estimate(self, problem: "Problem", work: "Work", notes: tuple[str, ...]) -> Result:
-        from curvcli.curvature.hessian import TITLES, hessian
-        from curvcli.linalg.diagonal import hutchinson_diagonal
-
-        chosen = hessian(problem, work)
-        slices = problem.layout.slices
-        found = hutchinson_diagonal(
-            chosen.operator, self.probes, work.rng, list(slices.values()),
-            work.announce("trace by probes"),
-        )  # fmt: skip
-        if found.probes == 0:
-            return self.result("nothing is known yet", notes=notes, interrupted=True)
-        rows = [
-            _row(n, "hutchinson", found.mean[s], found.block(i)[1], float(found.stderr[s].median()))
-            for i, (n, s) in enumerate(slices.items())
-        ]
-        said = [f"products by {TITLES[chosen.method]}", *chosen.notes, *notes]
-        return self._told(rows, found.trace()[1], found.probes, said, found.interrupted)
-
-    def _told(
-        self,
-        rows: list[DiagRow],
-        stderr: float | None,
-        products: int,
-        notes: list[str],
-        interrupted: bool,
-    ) -> Result:
+    def _told(self, found: "Diagonal", notes: tuple[str, ...]) -> Result:
+        rows = [_row(name, found) for name in found.entries]
         if not rows:
-            return self.result("nothing is complete yet", notes=notes, interrupted=True)
-        trace = sum(r.trace for r in rows)
+            return self.result(
+                "nothing is complete yet", notes=[*found.notes, *notes], interrupted=True
+            )
+        trace, stderr = found.trace or (sum(r.trace for r in rows), None)
         largest = max(rows, key=lambda r: abs(r.trace))
         share = largest.trace / trace if trace else 0.0
-        label = "trace so far" if interrupted and stderr is None else "trace"
+        partial = found.interrupted and stderr is None
+        said = [*found.notes, *notes]
+        if partial:
+            said.append(f"{len(rows)} tensors are complete")
         return self.result(
-            f"{label} {plus_minus(trace, stderr or 0.0)}, {share:.0%} of it in {largest.tensor}",
+            f"{'trace so far' if partial else 'trace'} {plus_minus(trace, stderr or 0.0)}, "
+            f"{share:.0%} of it in {largest.tensor}",
             rows=rows,
             metrics={
                 "trace": Metric(trace, "trace", "real", stderr),
                 **_extremes(rows),
-                "products": Metric(products, "products for each pass over the data", "count"),
+                "products": Metric(found.products, "products for each pass over the data", "count"),
             },
-            checks=self.doubts(notes),
+            checks=self.doubts(said),
+            notes=said,
+            arrays=_arrays(found),
+            interrupted=found.interrupted,
+        )
+
+    def _compare(self, problem: "Problem", work: "Work") -> Result:
+        """Compute the exact diagonal and the others, and hold these against it."""
+        from curvcli.curvature.diagonals.methods import by_method
+        from curvcli.curvature.hessian import doubts
+        from curvcli.determinism import probe
+
+        probe(problem)
+        truth = by_method("exact", problem, work, self.probes)
+        method: Method = "exact" if self.method == "auto" else self.method
+        asked = APPROXIMATE if method == "exact" else (method,)
+        rows, notes, best = _compared("exact", truth, truth), [], {}
+        done, interrupted = {"exact": truth}, truth.interrupted
+        for name in asked:
+            if interrupted:
+                break
+            try:
+                found = by_method(name, problem, work, self.probes)
+            except CurvError as error:
+                notes.append(f"{name}: {error.message}")
+                continue
+            interrupted = found.interrupted
+            if not interrupted:
+                done[name] = found
+                rows += _compared(name, found, truth)
+                best[name] = rows[-1 - len(found.entries)].error
+        ranked = sorted((e, m) for m, e in best.items() if e is not None)
+        headline = f"{ranked[0][1]} is nearest, with a relative error of {ranked[0][0]:.2g}"
+        result = self.result(
+            headline if ranked else "nothing to compare",
+            metrics={"products": Metric(truth.products, "products of the exact diagonal", "count")},
+            checks=self.doubts(doubts(problem)),
             notes=notes,
+            arrays={f"{m}.{n}": a for m, d in done.items() for n, a in _arrays(d).items()},
             interrupted=interrupted,
         )
+        return replace(result, columns=columns(CompareRow), rows=rows_of(rows))
+
+
+def _compared(method: str, found: "Diagonal", truth: "Diagonal") -> list[CompareRow]:
+    from curvcli.curvature.diagonals.methods import compared, flat
+
+    names = [n for n in truth.entries if n in found.entries]
+    if not names:
+        return []
+    whole = compared(flat(found.entries), flat(truth.entries))
+    rows = [CompareRow(method, "all", *whole, found.products, found.seconds)]
+    for n in names:
+        rows.append(
+            CompareRow(method, n, *compared(found.entries[n], truth.entries[n]), None, None)
+        )
+    return rows
+
+
+def _arrays(found: "Diagonal") -> dict[str, Any]:
+    def numbers(t: "Tensor") -> Any:
+        return t.detach().cpu().numpy()
+
+    errors = {f"{n}.stderr": numbers(e) for n, e in found.stderr.items()}
+    return {n: numbers(d) for n, d in found.entries.items()} | errors
 
 
 def _extremes(rows: list[DiagRow]) -> dict[str, Metric]:
@@ -171,23 +223,25 @@ def _extremes(rows: list[DiagRow]) -> dict[str, Metric]:
     }
 
 
-def _row(
-    name: str, method: str, d: "Tensor", stderr: float | None, typical: float | None
-) -> DiagRow:
-    entries = d.double()
+def _row(name: str, found: "Diagonal") -> DiagRow:
+    entries, errors = found.entries[name].double(), found.stderr.get(name)
+    sure = errors is None  # the extremes of noisy estimates are those of the noise
     return DiagRow(
         tensor=name,
-        method=method,
-        entries=d.numel(),
+        method=found.ways[name],
+        entries=entries.numel(),
         trace=float(entries.sum()),
-        stderr=stderr,
+        stderr=found.blocks.get(name),
         mean=float(entries.mean()),
-        # The extremes of noisy estimates are those of the noise.
-        least=float(entries.min()) if stderr is None else None,
-        most=float(entries.max()) if stderr is None else None,
-        negative=float((entries < 0).double().mean()) if stderr is None else None,
-        typical_stderr=typical,
+        least=float(entries.min()) if sure else None,
+        most=float(entries.max()) if sure else None,
+        negative=float((entries < 0).double().mean()) if sure else None,
+        typical_stderr=None if errors is None else float(errors.median()),
     )
+
+
+def _over(said: str, budget: float) -> str:
+    return f"{said}, over the budget of {_time(budget)}"
 
 
 def _time(seconds: float) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from diagonals import diagonal
 from oracles import built, dense_hessian, gap
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,7 +24,8 @@ from zoo import (
 )
 
 from curvcli.batches import Batch
-from curvcli.curvature.diagonal import ExactDiagonal, Part
+from curvcli.curvature.diagonals.exact import ExactDiagonal
+from curvcli.curvature.diagonals.parts import Part
 from curvcli.load.loss import named
 from curvcli.problem import Problem
 
@@ -113,19 +115,22 @@ class Interacting(nn.Module):
         return out
 
 
+class Padded(nn.Module):
+    """Words of which one is padding, mixed over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(5, 3, padding_idx=2)
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.words(x))
+        out: Tensor = self.head(torch.tanh(h.cumsum(dim=1)))
+        return out
+
+
 def unbiased() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 2, bias=False))
-
-
-def diagonal(problem: Problem) -> tuple[Tensor, dict[str, str]]:
-    """Compute the whole diagonal, and how each parameter was planned."""
-    exact = ExactDiagonal(problem)
-    found: dict[str, Tensor] = {}
-    for part in exact.parts:
-        found |= exact.compute(part)
-    assert set(found) == set(problem.names)
-    methods = {n: part.method for part in exact.parts for n in part.names}
-    return problem.layout.flatten(found[n] for n in problem.names), methods
 
 
 CASES: dict[str, tuple[Model, Callable[[], Batch], set[str]]] = {
@@ -134,15 +139,21 @@ CASES: dict[str, tuple[Model, Callable[[], Batch], set[str]]] = {
     "relu in place": (relu, vectors, {"0.weight", "0.bias", "2.weight", "2.bias"}),
     "called twice": (Twice, vectors, {"head.weight", "head.bias"}),
     "tied": (Tied, vectors, {"head.weight", "head.bias"}),
-    "borrowed": (Borrowed, vectors, {"layer.weight", "layer.bias", "head.weight", "head.bias"}),
+    "borrowed": (Borrowed, vectors, {"head.weight", "head.bias"}),
     "by hand": (ByHand, vectors, {"layer.weight", "layer.bias"}),
     "positions": (
         Mixing, lambda: sequences(4), {"layer.weight", "layer.bias", "head.weight", "head.bias"}
     ),
     "time first": (TimeFirst, lambda: sequences(4), {"head.weight", "head.bias"}),
-    "convolution": (convolutional, images, {"5.weight", "5.bias"}),
-    "embedding": (lambda: Words(tied=False), lambda: sentences(ignored=False), set()),
-    "tied embedding": (Words, sentences, set()),
+    "convolution": (
+        convolutional, images, {f"{i}.{name}" for i in (0, 1, 5) for name in ("weight", "bias")}
+    ),
+    "embedding": (
+        lambda: Words(tied=False), lambda: sentences(ignored=False),
+        {"embedding.weight", "mix.weight", "mix.bias", "head.weight"},
+    ),
+    "tied embedding": (Words, sentences, {"mix.weight", "mix.bias"}),
+    "padding": (Padded, sentences, {"words.weight", "head.weight", "head.bias"}),
 }  # fmt: skip
 
 
@@ -151,10 +162,9 @@ CASES: dict[str, tuple[Model, Callable[[], Batch], set[str]]] = {
 def test_diagonal(name: str, sizes: tuple[int, ...]) -> None:
     make, batch, layered = CASES[name]
     problem = posed(make, batch(), sizes)
-    found, methods = diagonal(problem)
+    found, ways = diagonal(problem)
     assert gap(found, dense_hessian(problem).diagonal()) < 1e-12
-    if sizes != (3, 3, 1) or name != "time first":  # there as many positions as examples
-        assert {n for n, method in methods.items() if method == "layer"} == layered
+    assert {n for n, way in ways.items() if way != "one-hot"} == layered
 
 
 @pytest.mark.parametrize("name", ["lstm", "transformer encoder", "sparse embedding", "weight norm"])
@@ -166,8 +176,11 @@ def test_other_kinds(name: str) -> None:
 
 def test_examples_that_interact() -> None:
     problem = posed(Interacting, vectors(), (7,), mode="train")
-    found, methods = diagonal(problem)
-    assert methods["layer.weight"] == "layer"  # as planned; it is noticed and done otherwise
+    planned = {n: part.way for part in ExactDiagonal(problem).parts for n in part.names}
+    found, ways = diagonal(problem)
+    assert planned["layer.weight"] != "one-hot"  # it is noticed, and done otherwise
+    assert ways["layer.weight"] == "one-hot"
+    assert ways["norm.weight"] != "one-hot"  # what follows the statistics does not mix
     assert gap(found, dense_hessian(problem).diagonal()) < 1e-12
 
 
@@ -183,12 +196,12 @@ def test_batches_of_different_lengths() -> None:
 
     batches = [Batch(drawn(3, t, 4, seed=t), classes(2, 3, seed=t), 3) for t in (1, 4, 2)]
     problem = Problem.of(built(Averaging), named("cross_entropy", {}), batches)
-    found, methods = diagonal(problem)
-    assert methods["layer.weight"] == "layer"
+    found, ways = diagonal(problem)
+    assert ways["layer.weight"] != "one-hot"
     assert gap(found, dense_hessian(problem).diagonal()) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["linear", "no bias", "relu in place", "positions"])
+@pytest.mark.parametrize("name", ["linear", "no bias", "relu in place", "positions", "embedding"])
 def test_a_layer_takes_the_products_that_were_planned(name: str) -> None:
     make, batch, _ = CASES[name]
     problem = posed(make, batch())
@@ -199,46 +212,70 @@ def test_a_layer_takes_the_products_that_were_planned(name: str) -> None:
         assert sum(ticks) == part.products * len(problem.batches)
 
 
-@pytest.mark.parametrize("name", ["borrowed", "time first"])
-def test_a_layer_that_is_not_what_it_seems_is_done_by_entries(name: str) -> None:
-    make, batch, _ = CASES[name]
-    problem = posed(make, batch(), (3, 3, 1))
+def test_a_layer_that_is_not_what_it_seems_is_done_by_entries() -> None:
+    problem = posed(Borrowed, vectors(), (3, 3, 1))
     exact = ExactDiagonal(problem)
-    part = next(p for p in exact.parts if p.layer == "layer")
+    part = next(p for p in exact.parts if p.layers == ("layer",))
     ticks: list[int] = []
-    exact.compute(part, tick=ticks.append)
+    found = exact.compute(part, tick=ticks.append)
+    assert {f.way for f in found.values()} == {"one-hot"}
     entries = sum(problem.params[n].numel() for n in part.names)
     assert sum(ticks) >= entries * len(problem.batches)
 
 
+def wide() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Flatten(), nn.Tanh(), nn.Linear(60, 7))
+
+
 def test_plan() -> None:
-    parts = ExactDiagonal(posed(mlp, vectors())).parts
-    assert parts == [
-        Part(("0.weight", "0.bias"), "0", 5),
-        Part(("2.weight", "2.bias"), "2", 2),
+    smooth = ExactDiagonal(posed(mlp, vectors())).parts
+    assert smooth == [
+        Part(("0.weight", "0.bias"), "positions", 5, ("0",)),
+        Part(("2.weight", "2.bias"), "gauss-newton", 2, ("2",)),
     ]
+    kinked = ExactDiagonal(posed(relu, vectors())).parts
+    everything = ("0.weight", "0.bias", "2.weight", "2.bias")
+    assert kinked == [Part(everything, "gauss-newton", 2, ("0", "2"))]
     over = ExactDiagonal(posed(Mixing, sequences(4))).parts
-    assert over[0] == Part(("layer.weight", "layer.bias"), "layer", 9)
+    assert over[0] == Part(("layer.weight", "layer.bias"), "positions", 9, ("layer",))
 
 
 def test_the_cheaper_way_is_planned() -> None:
-    def wide() -> nn.Module:
-        return nn.Sequential(nn.Linear(2, 6), nn.Flatten(), nn.Tanh(), nn.Linear(60, 2))
-
-    batch = Batch(drawn(7, 10, 2), classes(2, 7), 7)  # 60 products by layer, 18 by entry
+    batch = Batch(drawn(7, 10, 2), classes(7, 7), 7)  # 60 products by positions, 18 by fan-in
     parts = ExactDiagonal(posed(wide, batch)).parts
-    assert parts[:2] == [Part(("0.weight",), None, 12), Part(("0.bias",), None, 6)]
-    assert parts[2].method == "layer"
+    assert parts[:2] == [
+        Part(("0.weight",), "fan-in", 12, ("0",)),
+        Part(("0.bias",), "fan-in", 6, ("0",)),
+    ]
+
+
+def test_positions_that_do_not_interact_count_as_examples() -> None:
+    parts = ExactDiagonal(posed(lambda: Words(tied=False), sentences(ignored=False))).parts
+    assert [p for p in parts if p.folded] == [
+        Part(("embedding.weight",), "positions", 3, ("embedding",), folded=True),
+        Part(("mix.weight", "mix.bias"), "positions", 3, ("mix",), folded=True),
+        Part(("head.weight",), "positions", 5, ("head",), folded=True),
+    ]
+
+
+def test_more_classes_than_outputs_are_no_reason_to_pull() -> None:
+    def narrow() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 9, bias=False))
+
+    problem = posed(narrow, Batch(drawn(7, 4), classes(9, 7), 7), params=("0.*",))
+    assert [p.way for p in ExactDiagonal(problem).parts] == ["positions"]
+    found, _ = diagonal(problem)
+    assert gap(found, dense_hessian(problem).diagonal()) < 1e-12
 
 
 def test_a_selection() -> None:
     whole = posed(mlp, vectors())
     some = posed(mlp, vectors(), params=("*.weight",))
-    found, methods = diagonal(some)
+    found, ways = diagonal(some)
     H = dense_hessian(whole).diagonal()
     kept = torch.cat([H[whole.layout.slices[n]] for n in some.names])
     assert gap(found, kept) < 1e-12
-    assert set(methods) == {"0.weight", "2.weight"}
+    assert set(ways) == {"0.weight", "2.weight"}
 
 
 def test_an_unused_parameter_has_a_zero_diagonal() -> None:
@@ -252,17 +289,15 @@ def test_an_unused_parameter_has_a_zero_diagonal() -> None:
 def test_the_memory_budget_changes_nothing(memory: float) -> None:
     problem = posed(mlp, vectors())
     exact = ExactDiagonal(problem, memory)
-    found = torch.cat([exact.compute(p)[n].reshape(-1) for p in exact.parts for n in p.names])
+    found = [exact.compute(p)[n].diagonal.reshape(-1) for p in exact.parts for n in p.names]
+    assert gap(torch.cat(found), dense_hessian(problem).diagonal()) < 1e-12
+
+
+def test_more_examples_than_entries_are_checked_on() -> None:
+    problem = posed(mlp, Batch(drawn(50, 4), classes(2, 50), 50), (20, 20, 10))
+    found, ways = diagonal(problem)
+    assert "one-hot" not in ways.values()
     assert gap(found, dense_hessian(problem).diagonal()) < 1e-12
-
-
-def test_single_entries() -> None:
-    problem = posed(mlp, vectors())
-    exact = ExactDiagonal(problem)
-    with exact.engaged():
-        some = exact.one_hot("2.weight", torch.tensor([0, 7, 3]))
-        whole = exact.one_hot("2.weight")
-    assert torch.equal(some, whole.reshape(-1)[[0, 7, 3]])
 
 
 def test_model_is_left_as_found() -> None:

@@ -1,0 +1,1 @@
+"""Diagonals of curvature matrices, at the cost of the layers where that is less."""
