@@ -7,11 +7,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 # Of the benchmarks: which ones (all where empty), and on what; THREADS, where not each one's own.
+# Their table and figures go to bench/, or to OUT. Peers live in an environment of their own, since
+# their own wishes for torch would rule the others; what they need besides is named here instead.
 ONLY ?=
 DEVICE ?= cpu
 THREADS ?=
+PEERS := curvlinops-for-pytorch==3.0.1 backpack-for-pytorch==1.7.1 pyhessian==0.1 \
+	hessian-eigenthings==1.0.0a5 einconv linear_operator jaxtyping einops unfoldNd
 
-.PHONY: demo test check bench samples clean
+.PHONY: demo test check bench benched samples clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -27,14 +31,18 @@ check: $(VENV)/testing
 	$(BIN)/mypy
 
 # 1 where a measurement misses what is promised of it.
-bench: $(VENV)/installed
-	$(BIN)/python tests/bench $(ONLY) --device $(DEVICE) $(if $(THREADS),--threads $(THREADS))
+bench: OUT = bench
+bench:
+	@$(MAKE) --no-print-directory VENV=$(VENV)-bench OUT=$(OUT) benched
+
+benched: $(VENV)/peers
+	$(BIN)/python tests/bench $(ONLY) --device $(DEVICE) --out $(OUT) $(if $(THREADS),--threads $(THREADS))
 
 samples: $(VENV)/sampling
 	$(BIN)/python sample_models/build.py
 
 clean:
-	rm -rf $(VENV) $(OUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(VENV)-bench $(OUT) bench .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 $(VENV)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "curv needs Python 3.11")'
@@ -54,3 +62,10 @@ $(VENV)/testing: $(VENV)/installed
 $(VENV)/sampling: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable ".[samples]"
 	@touch $@
+
+# A peer that cannot be installed is missing from the table, which says so, and is tried again.
+$(VENV)/peers: $(VENV)/installed
+	-@$(BIN)/python -m pip install --quiet tqdm packaging scipy opt-einsum && \
+	 missing= && for peer in $(PEERS); do \
+	  $(BIN)/python -m pip install --quiet --no-deps $$peer || missing=1; done && \
+	 test -z "$$missing" && touch $@

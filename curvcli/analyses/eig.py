@@ -165,8 +165,8 @@ class Eig(Analysis):
     def _fits(self, size: int, room: float, itemsize: int) -> int:
         """Say how many vectors the basis of a matrix may have, where `room` bytes are free."""
         pairs = min(size, self.top * (2 if self.which == "both" else 1))
-        # Besides the basis: what a step of Lanczos needs, and the answer, in float64 at first.
-        return int(room // (size * itemsize)) - (3 * self._block + 8) - 3 * pairs
+        # Besides the basis: what a step of Lanczos needs, and the answer.
+        return int(room // (size * itemsize)) - (3 * self._block + 8) - pairs
 
     def _room(self, problem: "Problem", work: "Work") -> float:
         """Say how many bytes there are for a basis.
@@ -214,7 +214,7 @@ class Eig(Analysis):
         from curvcli.curvature.plan import planned
 
         def most(size: int) -> int:  # a basis ends where it fills the space
-            return self.max_matvecs if self.method == "power" else min(self.max_matvecs, size + 1)
+            return self.max_matvecs if self.method == "power" else min(self.max_matvecs, 2 * size + 1)
 
         entries = dict(zip(problem.names, problem.layout.sizes, strict=True))
         blocks = sum(most(sum(entries[n] for n in names)) for names in groups.values())

@@ -6,10 +6,10 @@ of both are kept. Costs in gradients, measured (MLP 784-512-256-10, small GPT): 
 same functions that it cannot differentiate twice. There J v is a difference of outputs.
 """
 
+import contextlib
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from curvcli.batches import Batch, arguments
-from curvcli.curvature.memory import held, spare
-from curvcli.curvature.products import ByBatch
+from curvcli.curvature.closed import ClosedForms
+from curvcli.curvature.memory import fitting
+from curvcli.curvature.products import ByBatch, Named
 from curvcli.derivatives import derivatives, optional_derivatives
 from curvcli.errors import CurvError
 from curvcli.linalg.operator import normal
@@ -53,13 +54,20 @@ class Jacobian:
         }
         self.outputs = [get_gradient_edge(t) for t in outputs]
 
-    def push(self, tangents: Sequence[Tensor], keep: bool = True) -> tuple[Tensor, ...]:
-        """Multiply: tangents of the live leaves to those of the outputs."""
-        return _grad(list(self.rows.values()), self.dummies, [tangents[k] for k in self.rows], keep)
+    def push(self, tangents: Sequence[Tensor | None], keep: bool = True) -> tuple[Tensor, ...]:
+        """Multiply: tangents of the live leaves, None for zero, to those of the outputs."""
+        along = {k: t for k, t in enumerate(tangents) if t is not None and k in self.rows}
+        return _grad([self.rows[k] for k in along], self.dummies, list(along.values()), keep)
 
-    def pull(self, cotangents: Sequence[Tensor], keep: bool = True) -> tuple[Tensor, ...]:
-        """Multiply by the transpose: cotangents of the outputs to those of the live leaves."""
-        return _grad(self.outputs, self.leaves, cotangents, keep)
+    def pull(
+        self, cotangents: Sequence[Tensor], keep: bool = True, among: Sequence[int] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Multiply by the transpose: cotangents of the outputs to those of the live leaves.
+
+        Of `among` alone, where it is given.
+        """
+        leaves = self.leaves if among is None else [self.leaves[k] for k in among]
+        return _grad(self.outputs, leaves, cotangents, keep)
 
     def constant(self) -> bool:
         """Tell whether the outputs are linear functions of the leaves."""
@@ -83,21 +91,25 @@ class Differenced:
         self.live = list(range(len(self.leaves)))
         self.step = step  # relative to theta's size
 
-    def push(self, tangents: Sequence[Tensor], keep: bool = False) -> tuple[Tensor, ...]:
+    def push(self, tangents: Sequence[Tensor | None], keep: bool = False) -> tuple[Tensor, ...]:
         """Evaluate the outputs at either side of theta."""
         theta = [p.detach() for p in self.leaves]
-        h = self.step * (_norm(theta) or 1.0) / (_norm(tangents) or 1.0)
+        along = {k: t for k, t in enumerate(tangents) if t is not None}
+        h = self.step * (_norm(theta) or 1.0) / (_norm(list(along.values())) or 1.0)
         ends = []
         for by in (h, -h):
-            moved = (p + by * t for p, t in zip(theta, tangents, strict=True))
-            with self.problem.displaced(dict(zip(self.problem.names, moved, strict=True))):
+            moved = {self.problem.names[k]: theta[k] + by * t for k, t in along.items()}
+            with self.problem.displaced(moved):
                 tensors = Outputs(self.problem, self.batch).tensors
             ends.append([tensors[i].detach() for i in self.chosen])
         return tuple((a - b) / (2 * h) for a, b in zip(*ends, strict=True))
 
-    def pull(self, cotangents: Sequence[Tensor], keep: bool = False) -> tuple[Tensor, ...]:
+    def pull(
+        self, cotangents: Sequence[Tensor], keep: bool = False, among: Sequence[int] | None = None
+    ) -> tuple[Tensor, ...]:
         """Differentiate the outputs, once."""
-        return derivatives(self.outputs, self.leaves, cotangents)
+        leaves = self.leaves if among is None else [self.leaves[k] for k in among]
+        return derivatives(self.outputs, leaves, cotangents)
 
 
 class Outputs:
@@ -135,20 +147,25 @@ class Graph:
         chosen, self.middle = operator.form(index, batch, outputs)
         self.shapes = [outputs.leaves[i].detach() for i in chosen]
         self.jacobian: Jacobian | Differenced | None = None
+        self.names = operator.problem.names
         if chosen and operator.step is None:
             params = tuple(operator.problem.params.values())
             self.jacobian = Jacobian([outputs.tensors[i] for i in chosen], params)
         elif chosen and operator.step is not None:
             self.jacobian = Differenced(operator.problem, batch, outputs, chosen, operator.step)
 
-    def product(self, v: tuple[Tensor, ...], keep: bool) -> tuple[Tensor, ...] | None:
+    def product(self, v: Named, keep: bool) -> Named | None:
         """Multiply by the batch's share; None stands for zero."""
         J = self.jacobian
         if J is None:
             return None
-        z = self.middle(J.push([v[i] for i in J.live], keep))
-        found = dict(zip(J.live, J.pull(z, keep), strict=True))
-        return tuple(found[i] if i in found else torch.zeros_like(t) for i, t in enumerate(v))
+        live = [self.names[i] for i in J.live]
+        among = {n: k for k, n in enumerate(live) if n in v}
+        if not among:
+            return None
+        z = self.middle(J.push([v.get(n) for n in live], keep))
+        found = dict(zip(among, J.pull(z, keep, list(among.values())), strict=True))
+        return {n: found[n] if n in found else torch.zeros_like(t) for n, t in v.items()}
 
     def gap(self) -> float:
         """Give the relative gap between u^T (J v) and (J^T u)^T v, for a random u and v = J^T u."""
@@ -180,7 +197,19 @@ class Pullback(ByBatch):
         with self.engaged():
             self._settle()
             if self.step is None:
-                self._keep(spare(self.like.device) if memory is None else memory)
+                self.graphs, self.bytes_per_batch = fitting(
+                    lambda index: Graph(self, index, problem.batches[index]),
+                    [batch.size for batch in problem.batches],
+                    memory,
+                    self.like.device,
+                )
+
+    @contextlib.contextmanager
+    def engaged(self) -> Iterator[None]:
+        """Hold the model, and compute by closed forms."""
+        # Not activations: what J v takes of their second derivative is one pass over memory.
+        with super().engaged(), ClosedForms(smooth=()):
+            yield
 
     @abstractmethod
     def form(self, index: int, batch: Batch, outputs: Outputs) -> tuple[list[int], Map]:
@@ -189,20 +218,12 @@ class Pullback(ByBatch):
         Raises: CurvError (E_LOSS) for a loss that has no such map.
         """
 
-    def share(self, index: int, batch: Batch, v: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def share(self, index: int, batch: Batch, v: Named) -> Named | None:
         """Multiply by one batch's share, with its kept graph or one built for this product."""
         graph = self.graphs.get(index)
         if graph is not None:
             return graph.product(v, keep=True)
         return Graph(self, index, batch).product(v, keep=False)
-
-    def _keep(self, room: float) -> None:
-        index, largest = max(enumerate(self.problem.batches), key=lambda b: b[1].size)
-        build = partial(Graph, self, index, largest)
-        self.bytes_per_batch = held(build, self.like.device)
-        fits = int(min(room // max(self.bytes_per_batch, 1), len(self.problem.batches)))
-        for i in range(fits):
-            self.graphs[i] = Graph(self, i, self.problem.batches[i])
 
     def _settle(self) -> None:
         few = self.problem.sampled(PROBE_EXAMPLES, torch.Generator().manual_seed(0)).batches[0]
@@ -229,6 +250,8 @@ class Pullback(ByBatch):
 
 
 def _grad(roots: Any, by: Sequence[Tensor], along: Any, keep: bool) -> tuple[Tensor, ...]:
+    if not roots:
+        return tuple(torch.zeros_like(t, requires_grad=False) for t in by)
     return torch.autograd.grad(
         roots, by, along, retain_graph=keep, allow_unused=True, materialize_grads=True
     )

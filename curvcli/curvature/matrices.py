@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 
+from curvcli.curvature.compat import stands_in
 from curvcli.curvature.fisher import EmpiricalFisher, Fisher
 from curvcli.curvature.gauss_newton import GaussNewton
 from curvcli.curvature.hessian import TITLES, Chosen, hessian
@@ -50,7 +51,10 @@ def matrix(name: Matrix, problem: Problem, work: Work, samples: int = 1) -> Chos
     else:
         operator = EmpiricalFisher(problem, memory)
     method = "differences" if operator.step is not None else "kept"
-    return Chosen(operator, method, None, (), operator.notes)
+    few = problem.sampled(2, torch.Generator().manual_seed(0))
+    with problem.engaged():
+        notes = stands_in(problem.model, lambda: few.terms(few.batches[0]))
+    return Chosen(operator, method, None, (), (*notes, *operator.notes))
 
 
 def described(name: Matrix, chosen: Chosen) -> list[str]:

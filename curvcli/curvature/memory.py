@@ -1,43 +1,57 @@
 """How many bytes a graph holds, a call takes, and how many there are to spend."""
 
+import math
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+Graph = TypeVar("Graph")
 
-def held(build: Callable[[], Any], device: torch.device) -> int:
-    """Measure the bytes that a graph keeps: build it, add up what it saved, and drop it.
 
-    Tensors that share storage count once; the parameters count too, they are few beside the rest.
+def fitting(
+    build: Callable[[int], Graph], sizes: Sequence[int], memory: float | None, device: torch.device
+) -> tuple[dict[int, Graph], int]:
+    """Build the graphs of as many batches of these sizes as `memory` bytes hold, by index.
+
+    The largest is built first and measured, and gives the bytes of each; None is half of what is
+    free. Without limit nothing is measured.
     """
+    if memory == math.inf:
+        return {i: build(i) for i in range(len(sizes))}, 0
+    room = spare(device) if memory is None else memory
+    largest = max(range(len(sizes)), key=sizes.__getitem__)
+    first, size = measured(partial(build, largest), device)
+    fits = int(min(room // max(size, 1), len(sizes)))
+    order = [largest, *(i for i in range(len(sizes)) if i != largest)]
+    kept = {largest: first} if fits else {}
+    del first
+    kept |= {i: build(i) for i in order[1:fits]}
+    return kept, size
+
+
+def measured(build: Callable[[], Graph], device: torch.device) -> tuple[Graph, int]:
+    """Build something, and count the bytes of tensors that it made and that are still there."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         graph = build()
-        after = torch.cuda.memory_allocated(device)
-        del graph
-        return int(max(after - before, 0))
-    # The graph holds numbers and this list holds the tensors: a graph that held its own outputs
-    # through a hook would never be freed.
-    saved: list[Tensor] = []
-
-    def pack(t: Tensor) -> int:
-        saved.append(t)
-        return len(saved) - 1
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: saved[i]):
+        return graph, int(max(torch.cuda.memory_allocated(device) - before, 0))
+    with _Allocations() as seen:
         graph = build()
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
-    del graph
-    saved.clear()
-    return sum(storages.values())
+        return graph, seen.held
+
+
+def held(build: Callable[[], Any], device: torch.device) -> int:
+    """Count the bytes of what is built, and drop it."""
+    return measured(build, device)[1]
 
 
 def spare(device: torch.device) -> int:

@@ -9,19 +9,22 @@ import contextlib
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.func import grad, jvp, linearize
 
 from curvcli.batches import Batch
+from curvcli.curvature.closed import ClosedForms
 from curvcli.curvature.compat import WrittenOut, second_order
-from curvcli.curvature.memory import held, spare
+from curvcli.curvature.memory import fitting
 from curvcli.errors import CurvError
 from curvcli.linalg.operator import LinearOperator, normal
+from curvcli.params import Layout
 from curvcli.problem import Problem
 
 
@@ -48,14 +51,7 @@ class Products(LinearOperator):
         Raises: CurvError (E_NONFINITE) where the product is not finite.
         """
         with self.engaged():
-            out = self.product(v)
-        if not out.isfinite().all():
-            raise CurvError(
-                "E_NONFINITE",
-                "a product with the Hessian is not finite",
-                "the loss may have no second derivative here, as sqrt at 0 has none",
-            )
-        return out
+            return finite(self.product(v))
 
     @abstractmethod
     def product(self, v: Tensor) -> Tensor:
@@ -66,45 +62,71 @@ class Products(LinearOperator):
         return {n: p.detach() for n, p in self.problem.params.items()}
 
 
+def finite(product: Tensor) -> Tensor:
+    """Hand a product on.
+
+    Raises: CurvError (E_NONFINITE) where it is not finite.
+    """
+    # The sum takes one pass, and tells unless it overflows.
+    if not product.sum().isfinite() and not product.isfinite().all():
+        raise CurvError(
+            "E_NONFINITE",
+            "a product with the Hessian is not finite",
+            "the loss may have no second derivative here, as sqrt at 0 has none",
+        )
+    return product
+
+
+Named = Mapping[str, Tensor]
+"""Tangents, or cotangents, of parameters by name; what is not named is zero, or not wanted."""
+
+
 class ByBatch(Products):
     """A product that is the sum of the products with every batch's share of L."""
 
     def product(self, v: Tensor) -> Tensor:
         """Add up the products of the batches."""
-        out = torch.zeros_like(v)
-        parts = self.layout.split(v)
+        return self.along(v, self.layout)
+
+    def along(self, v: Tensor, layout: Layout) -> Tensor:
+        """Multiply by the diagonal block of the parameters that `layout` (m,) names."""
+        parts = layout.named(v)
+        total: Tensor | None = None
         for index, batch in enumerate(self.problem.batches):
-            product = self.share(index, batch, parts)
-            if product is not None:
-                out += self.layout.flatten(p.detach() for p in product)
-        return out
+            share = self.share(index, batch, parts)
+            if share is not None:
+                flat = layout.flatten(share[n].detach() for n in layout.names)
+                total = flat if total is None else total.add_(flat)
+        return torch.zeros_like(v) if total is None else total
 
     @abstractmethod
-    def share(self, index: int, batch: Batch, v: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Multiply by the Hessian of one batch's share of L; None stands for zero."""
+    def share(self, index: int, batch: Batch, v: Named) -> Named | None:
+        """Multiply by one batch's share of the block that `v` names; None stands for zero."""
 
 
 class _Graph:
     """The gradient of one batch's share with its graph, to be differentiated again."""
 
     def __init__(self, problem: Problem, batch: Batch) -> None:
-        self.params = tuple(problem.params.values())
-        grads = problem.gradients(batch, create_graph=True)
-        # A gradient that does not depend on the parameters has no graph, and nothing to add.
-        self.live = [i for i, g in enumerate(grads) if g.requires_grad]
-        self.grads = [grads[i] for i in self.live]
+        self.params = problem.params
+        grads = dict(zip(problem.names, problem.gradients(batch, create_graph=True), strict=True))
+        # Only the graph is wanted, the values are as large as theta. A gradient that does not
+        # depend on the parameters has no graph, and nothing to add.
+        self.roots = {n: get_gradient_edge(g) for n, g in grads.items() if g.requires_grad}
 
-    def product(self, v: tuple[Tensor, ...], keep: bool) -> tuple[Tensor, ...] | None:
-        if not self.live:
+    def product(self, v: Named, keep: bool) -> Named | None:
+        live = [n for n in v if n in self.roots]
+        if not live:
             return None
-        return torch.autograd.grad(
-            self.grads,
-            self.params,
-            grad_outputs=[v[i] for i in self.live],
+        found = torch.autograd.grad(
+            [self.roots[n] for n in live],
+            [self.params[n] for n in v],
+            grad_outputs=[v[n] for n in live],
             retain_graph=keep,
             allow_unused=True,
             materialize_grads=True,
         )
+        return dict(zip(v, found, strict=True))
 
 
 class Kept(ByBatch):
@@ -114,16 +136,21 @@ class Kept(ByBatch):
 
     def __init__(self, problem: Problem, memory: float | None = None) -> None:
         super().__init__(problem)
-        self.graphs: dict[int, _Graph] = {}
         with self.engaged():
-            largest = max(problem.batches, key=lambda b: b.size)
-            self.bytes_per_batch = held(lambda: _Graph(problem, largest), self.like.device)
-            room = spare(self.like.device) if memory is None else memory
-            fits = int(min(room // max(self.bytes_per_batch, 1), len(problem.batches)))
-            for index in range(fits):
-                self.graphs[index] = _Graph(problem, problem.batches[index])
+            self.graphs, self.bytes_per_batch = fitting(
+                lambda index: _Graph(problem, problem.batches[index]),
+                [batch.size for batch in problem.batches],
+                memory,
+                self.like.device,
+            )
 
-    def share(self, index: int, batch: Batch, v: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    @contextlib.contextmanager
+    def engaged(self) -> Iterator[None]:
+        """Hold the model, and compute by closed forms."""
+        with super().engaged(), ClosedForms():
+            yield
+
+    def share(self, index: int, batch: Batch, v: Named) -> Named | None:
         """Differentiate the kept graph, or one that is built for this product."""
         graph = self.graphs.get(index)
         if graph is not None:
@@ -158,14 +185,14 @@ class Forward(ByBatch):
 
     method = "forward"
 
-    def share(self, index: int, batch: Batch, v: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def share(self, index: int, batch: Batch, v: Named) -> Named | None:
         """Push the direction through the gradient."""
-        direction = dict(zip(self.layout.names, v, strict=True))
+        point = {n: p for n, p in self.point().items() if n in v}
         with _forward_mode():
             out: dict[str, Tensor] = jvp(
-                grad(_loss_of(self.problem, batch)), (self.point(),), (direction,)
+                grad(_loss_of(self.problem, batch)), (point,), ({n: v[n] for n in point},)
             )[1]
-        return tuple(out[n] for n in self.layout.names)
+        return out
 
 
 class Linearized(ByBatch):
@@ -180,10 +207,11 @@ class Linearized(ByBatch):
                 linearize(grad(_loss_of(problem, b)), self.point())[1] for b in problem.batches
             ]
 
-    def share(self, index: int, batch: Batch, v: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def share(self, index: int, batch: Batch, v: Named) -> Named | None:
         """Apply the traced map."""
-        out: dict[str, Tensor] = self.maps[index](dict(zip(self.layout.names, v, strict=True)))
-        return tuple(out[n] for n in self.layout.names)
+        whole = {n: v[n] if n in v else torch.zeros_like(p) for n, p in self.point().items()}
+        out: dict[str, Tensor] = self.maps[index](whole)
+        return out
 
 
 class Differences(Products):
@@ -193,7 +221,7 @@ class Differences(Products):
 
     def __init__(self, problem: Problem, step: float | None = None) -> None:
         super().__init__(problem)
-        self.scale = float(problem.vector().norm()) or 1.0
+        self.scale = math.hypot(*(float(p.norm()) for p in self.point().values())) or 1.0
         self.step = self._calibrated() if step is None else step  # relative to theta's size
 
     def _calibrated(self) -> float:
@@ -220,12 +248,16 @@ class Differences(Products):
         if norm == 0:
             return torch.zeros_like(v)
         h = step * self.scale / norm
-        theta = self.problem.vector()
-        return (self._gradient(theta + h * v) - self._gradient(theta - h * v)) / (2 * h)
+        ahead, behind = self._gradient(v, h), self._gradient(v, -h)
+        return ahead.sub_(behind).div_(2 * h)
 
-    def _gradient(self, theta: Tensor) -> Tensor:
-        total = torch.zeros_like(theta)
-        with self.problem.displaced(self.layout.named(theta)):
+    def _gradient(self, v: Tensor, h: float) -> Tensor:
+        """Differentiate at theta + h v."""
+        parts = self.layout.named(v)
+        moved = {n: p.add(parts[n], alpha=h) for n, p in self.point().items()}
+        total: Tensor | None = None
+        with self.problem.displaced(moved):
             for batch in self.problem.batches:
-                total += self.layout.flatten(self.problem.gradients(batch))
-        return total
+                flat = self.layout.flatten(g.detach() for g in self.problem.gradients(batch))
+                total = flat if total is None else total.add_(flat)
+        return torch.zeros_like(v) if total is None else total

@@ -4,6 +4,7 @@ With y fixed, y^T A y is the weighted mean of y^T A_g y over groups g of example
 gives its standard error over the data. Cost: one product for each vector, and one gradient.
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -22,7 +23,7 @@ GROUPS = 32
 """Of examples, as equal in number as can be: enough for a standard error good to an eighth."""
 
 
-PLENTY = 1e18
+PLENTY = math.inf
 """Bytes for the graph of one group: it is smaller than a batch's, which fitted."""
 
 

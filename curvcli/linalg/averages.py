@@ -101,7 +101,8 @@ def outliers(q: Quadrature, gap: float, few: float) -> Estimate:
 
     Gaps of more than `gap` between neighbouring nodes, of any probes, part the spectrum into
     groups; a group that holds less than the share `few` of the eigenvalues is off the bulk. Where
-    probes cannot tell that, the whole of the group is uncertain.
+    probes cannot tell that, the whole of the group is uncertain. There are at least as many as one
+    probe has seen, whatever weight that has given them.
     """
     cuts, held = groups(q, gap)
     off = _off(held, few)
@@ -109,7 +110,12 @@ def outliers(q: Quadrature, gap: float, few: float) -> Estimate:
     which = torch.arange(len(held))
     each = expectation(q, lambda x: (torch.searchsorted(cuts, x) == which[:, None]).double())
     unsure = ((each.mean - few).abs() < 1.96 * each.stderr) & (held < held.max())
-    return Estimate(found.mean, found.stderr, found.drift + (held * unsure).sum())
+    seen = max(
+        _apart(p.rule.nodes, p.residuals, off[torch.searchsorted(cuts, p.rule.nodes)])
+        for p in q.probes
+    )
+    mean = found.mean.clamp_min(seen / q.size)
+    return Estimate(mean, found.stderr, found.drift + (held * unsure).sum())
 
 
 def groups(q: Quadrature, gap: float) -> tuple[Tensor, Tensor]:
@@ -119,6 +125,16 @@ def groups(q: Quadrature, gap: float) -> tuple[Tensor, Tensor]:
     cuts = (nodes[wide] + nodes[wide + 1]) / 2
     held = torch.zeros(len(cuts) + 1, dtype=torch.float64)
     return cuts, held.index_add_(0, torch.searchsorted(cuts, nodes), weights)
+
+
+def _apart(nodes: Tensor, residuals: Tensor, chosen: Tensor) -> int:
+    """Count nodes whose intervals are disjoint, so that each has an eigenvalue of its own."""
+    count, end = 0, -math.inf
+    upper = (nodes + residuals)[chosen]
+    for i in upper.argsort().tolist():
+        if float((nodes - residuals)[chosen][i]) > end:  # the first to end is served first
+            count, end = count + 1, float(upper[i])
+    return count
 
 
 def _off(held: Tensor, few: float) -> Tensor:

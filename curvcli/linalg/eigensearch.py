@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvcli.linalg.krylov import Krylov, Run
-from curvcli.linalg.missed import Hunt, ends, levels, missed, sharp, slack
+from curvcli.linalg.missed import Hunt, ends, levels, sharp, slack
 from curvcli.linalg.ritz import DOUBT, FLOOR, Watch, Which, small, wanted
 
 EXTRA = 0.5
@@ -24,9 +24,6 @@ HUNT = 30
 
 FEW = 16
 """Dimensions left of a space that are cheaper to see than to search."""
-
-TRIES = 5
-"""Runs that look for missed ones where there is no room for one that is long enough."""
 
 Outcome = Literal["found", "nothing", "unknown"]
 
@@ -107,14 +104,12 @@ class Search:
         """Look for what was missed, from random starts in the complement of the pairs."""
         theta, residuals = self._cut_back()
         found = levels(theta, residuals, self.top, self.which, self.K.norm)
-        while run := self.K.start(self.rng):
-            self.hunt = self.hunt.again(run) if self.hunt else Hunt(self.K, run, found)
-            outcome = self._follow(self.hunt)
-            if outcome != "unknown" or not self._worth_another(self.hunt):
-                return outcome
-            self.K.abandon(run)
-        self.doubt = 0.0  # the basis fills the space: nothing can have been missed
-        return "nothing"
+        run = self.K.start(self.rng)
+        if run is None:  # the basis fills the space: nothing can have been missed
+            self.doubt = 0.0
+            return "nothing"
+        self.hunt = Hunt(self.K, run, found)
+        return self._follow(self.hunt)
 
     def _sharp(self, theta: Tensor, residuals: Tensor) -> bool:
         """Decide whether the pairs have converged, and enough for a search for missed ones."""
@@ -201,20 +196,8 @@ class Search:
             self.doubt = hunt.doubt
             if self.doubt <= DOUBT:
                 return "nothing"
+        self.short_of = "matvecs" if self.left < 1 else "vectors"
         return "unknown"
-
-    def _worth_another(self, hunt: Hunt) -> bool:
-        """Decide whether a few more runs of this length would be enough, and can be paid."""
-        if self.left < 1:
-            self.short_of = "matvecs"
-            return False
-        self.short_of = "vectors"
-        steps = hunt.steps[-1]
-        more = min(TRIES - len(hunt.steps), self.left // max(steps, 1))
-        if not steps or more < 1:
-            return False
-        n, found = self.K.A.size - hunt.run.begin, (hunt.least, hunt.most)
-        return missed((*hunt.steps, *[steps] * more), n, found, hunt.levels) <= DOUBT
 
     def _tell(self, value: float, residual: float) -> None:
         self.told = value, residual

@@ -169,18 +169,6 @@ class Krylov:
         if late:
             raise KeyboardInterrupt
 
-    def abandon(self, run: Run) -> None:
-        """Take back a run that no other has followed, with all that it has found."""
-        m = run.begin
-        self.broken = True
-        self.Q.truncate(m)
-        self.H, self.lost, self._pairs = self.H[:m, :m], self.lost[:, :m], {}
-        self.runs = [each for each in self.runs if each is not run]
-        for each in self.runs:
-            assert each.cleared <= m  # else its remainder lacks what is taken back
-            each.C = each.C[:, :m]
-        self.broken = False
-
     def forget(self, run: Run, row: int) -> None:
         """Give up one remainder of a run; its share of the residuals can then only be bounded."""
         rest = [i for i in range(len(run.U)) if i != row]

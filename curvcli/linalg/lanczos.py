@@ -17,8 +17,6 @@ from curvcli.linalg.krylov import Krylov
 from curvcli.linalg.operator import Counted, LinearOperator
 from curvcli.linalg.ritz import Ritz, Status, Watch, Which
 
-__all__ = ["Krylov", "lanczos", "least_vectors"]
-
 
 def least_vectors(size: int, top: int, which: Which = "largest", block: int = 1) -> int:
     """Say how many vectors of R^size `lanczos` needs at least.

@@ -11,16 +11,23 @@ where A is C = P A P. Two facts bound what it may have missed.
    C <= c. At x = theta_i + s_i: if rho_i^2 <= s_i (theta_i + s_i - c), then
    lambda_i <= theta_i + s_i. So no eigenvalue lies more than s_i beyond theta_i, for any i, if
    C <= c = min over i of theta_i + s_i - rho_i^2 / s_i. The lower end is the same for -A.
-2. A random start rarely misses. After k products with C from a start that is uniform on the sphere
-   of its space, of dimension n, the extreme Ritz value is off by more than epsilon times the spread
-   of C's spectrum with at most the probability 1.648 sqrt(n) exp(-sqrt(epsilon) (2 k - 1))
-   [Kuczynski and Wozniakowski 1992, doi:10.1137/0613066, theorem 4.2; Lanczos feels no shift].
+2. A random start rarely misses. Suppose that C, in R^n, has a unit eigenvector u with an eigenvalue
+   at or beyond a level that lies beyond all Ritz values of the run. The spectral measure of the
+   start q has the mass (u^T q)^2 there, and no measure with the run's moments has more than the
+   Christoffel function chi = 1 / sum of p_j(level)^2, over the orthonormal polynomials p_0 .. p_k
+   that the recurrence of k products gives [Akhiezer 1965, The Classical Moment Problem, chapter 2;
+   Szego 1939, section 3.41]; it falls beyond the Ritz values. But for q uniform on the sphere,
+   (u^T q)^2 <= t has at most the probability sqrt(2 n t / pi). So chi says with which probability
+   what is there can have escaped. It feels how the spectrum is spread, and asks nothing of its
+   other end: it takes three quarters of the products of the bound for any spectrum [Kuczynski and
+   Wozniakowski 1992, doi:10.1137/0613066, theorem 4.2], and no stop chosen by what was seen can
+   spoil it, since (u^T q)^2 <= chi holds at every step.
 
 What counts is that the start is independent of Y: one run serves any Y, also one that a block of
 runs has found. And it is Lanczos with C only while it is orthogonal to Y, to nothing else, and to
 all of its own vectors. So a basis is cut back to Y, and to what else has converged, before the run
-begins, and never while it lasts. Where it has no room to last, several short ones may do: they are
-independent of each other. Else the answer is unverified, with the doubt that is left.
+begins, and never while it lasts. Where it has no room to last, the answer is unverified, with the
+doubt that is left.
 """
 
 import math
@@ -97,58 +104,56 @@ def sharp(levels: tuple[float, float], theta: Tensor, top: int, which: Which, no
 
 @dataclass
 class Hunt:
-    """A run begun to look for what lies beyond the levels, alone or after others like it."""
+    """A run begun to look for what lies beyond the levels."""
 
     K: Krylov
     run: Run
     levels: tuple[float, float]
-    least: float = math.inf  # the extreme Ritz values of all runs so far
-    most: float = -math.inf
-    before: tuple[int, ...] = ()  # how many products those others took
 
     @property
-    def steps(self) -> tuple[int, ...]:
-        """How many products every run has taken, this one last."""
-        return (*self.before, len(self.K.Q) - self.run.begin)
+    def steps(self) -> int:
+        """How many products this run has taken."""
+        return len(self.K.Q) - self.run.begin
 
     def look(self) -> bool:
-        """Take note of what the run sees; True if that is something that was missed."""
+        """Tell whether the run sees something that was missed."""
         own = torch.linalg.eigvalsh(self.K.H[self.run.begin :, self.run.begin :])
-        self.least, self.most = min(self.least, float(own[0])), max(self.most, float(own[-1]))
         low, high = self.levels
         # Written so that nan, too few values known before this run, counts as found.
-        return not (self.most <= high and self.least >= low)
+        return not (float(own[-1]) <= high and float(own[0]) >= low)
 
     @property
     def doubt(self) -> float:
-        """Bound the probability that what is beyond the levels has escaped every run."""
-        if not self.run.U:  # the run closed: it holds every value of the complement
-            return 0.0
+        """Bound the probability that what is beyond the levels has escaped the run."""
         n = self.K.A.size - self.run.begin
-        return missed(self.steps, n, (self.least, self.most), self.levels)
+        if not self.run.U or self.steps >= n:  # the run closed: it holds every value of C
+            return 0.0
+        T = self.K.H[self.run.begin :, self.run.begin :]
+        alpha = T.diagonal().tolist()
+        beta = [*T.diagonal(1).abs().tolist(), float(self.run.C[0, -1].abs())]
+        low, high = self.levels
+        below = escape([-a for a in alpha], beta, n, -low)
+        return min(1.0, below + escape(alpha, beta, n, high))
 
-    def again(self, run: Run) -> "Hunt":
-        """Go on with another run where this one had no room left."""
-        return Hunt(self.K, run, self.levels, self.least, self.most, self.steps)
 
+def escape(alpha: Sequence[float], beta: Sequence[float], n: int, level: float) -> float:
+    """Bound the probability that an eigenvalue of C, in R^n, at or above `level` escaped a run.
 
-def missed(
-    steps: Sequence[int], n: int, found: tuple[float, float], levels: tuple[float, float]
-) -> float:
-    """Bound the probability that the spectrum of C, in R^n, is not within `levels`.
-
-    `found` are the extreme Ritz values of runs of so many `steps` from random starts, within the
-    levels. C's spread D is no more known than its ends are: where both are within epsilon D of what
-    was found, D <= (found spread) / (1 - 2 epsilon). So the levels hold for epsilon = gap / (spread
-    + 2 gap), unless one of the ends was misjudged: hence twice the bound. Runs miss independently.
-    A stop chosen by what was seen changes nothing: a start misses by having too small a component,
-    and the starts that miss after more products are among those that miss after fewer.
+    From the k diagonal entries `alpha` of the recurrence and the k others `beta`, the last of
+    which is the norm of the last remainder. p_j(level) is the product of d_i / beta_i,
+    with d the pivots of level - T, all positive where the level is beyond every Ritz value.
     """
-    gap = min(levels[1] - found[1], found[0] - levels[0])
-    if gap == math.inf or max(steps) >= n:  # nobody asked, or the whole space was seen
+    if level == math.inf:  # nobody asked
         return 0.0
-    if not gap > 0:
-        return 1.0
-    epsilon = gap / (found[1] - found[0] + 2 * gap)
-    logs = [math.log(1.648 * math.sqrt(n)) - math.sqrt(epsilon) * (2 * k - 1) for k in steps]
-    return min(1.0, 2 * math.exp(sum(min(0.0, log) for log in logs)))
+    logs, last = [0.0], 0.0
+    for i, (a, b) in enumerate(zip(alpha, beta, strict=True)):
+        pivot = level - a - (beta[i - 1] * (beta[i - 1] / last) if i else 0.0)
+        if not pivot > 0:
+            return 1.0
+        if b == 0:
+            return 0.0
+        logs.append(logs[-1] + math.log(pivot) - math.log(b))
+        last = pivot
+    most = max(logs)
+    size = most + math.log(sum(math.exp(2 * (x - most)) for x in logs)) / 2
+    return math.exp(min(0.0, math.log(2 * n / math.pi) / 2 - size))

@@ -107,7 +107,7 @@ def _doubt(K: Krylov, top: int, which: Which, rng: torch.Generator, max_matvecs:
     if run is None:
         return 0.0
     hunt, doubt = Hunt(K, run, found), 1.0
-    while doubt > DOUBT and K.A.matvecs < max_matvecs and hunt.steps[-1] < STEPS:
+    while doubt > DOUBT and K.A.matvecs < max_matvecs and hunt.steps < STEPS:
         K.step(run)
         if hunt.look():
             return 1.0

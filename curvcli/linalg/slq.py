@@ -10,7 +10,7 @@ import torch
 
 from curvcli.linalg.averages import trace
 from curvcli.linalg.basis import norm
-from curvcli.linalg.lanczos import Krylov
+from curvcli.linalg.krylov import Krylov
 from curvcli.linalg.operator import Counted, LinearOperator
 from curvcli.linalg.quadrature import Probe, Quadrature, Rule
 from curvcli.linalg.ritz import Watch

@@ -47,10 +47,11 @@ def hutchpp(
 ) -> Estimate:
     """Take the range of a sketch out exactly, and estimate what remains as Hutchinson does.
 
-    A sketch, which costs two products, is added with every probe as long as it promises to lower
-    the remainder's variance by more than as many probes would [after Persson, Cortinovis and
-    Kressner 2022, doi:10.1137/21M1447623]: a flat spectrum is left to the probes alone. What has
-    been multiplied once serves every later remainder. `vectors` limits how many are held.
+    As many sketches as probes, at two products each, are added as long as they promise to lower
+    the remainder's variance by more than the probes that they cost would [after Persson,
+    Cortinovis and Kressner 2022, doi:10.1137/21M1447623]: a flat spectrum is left to the probes
+    alone. What has been multiplied once serves every later remainder. `vectors` limits how many are
+    held.
     """
     room = HELD * max_matvecs if vectors is None else vectors
 

@@ -6,32 +6,41 @@ one run bear the same load, so that their ratio can be held to a promise.
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.table import Table
 
 Times = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a benchmark runs on; `threads` is None where each one chooses for itself."""
+    """What a benchmark runs on; `threads` is None where each one chooses for itself.
+
+    `out` is the folder for figures.
+    """
 
     device: str = "cpu"
     threads: int | None = None
     repeats: int = 5
+    out: str = "bench"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One line of a benchmark's table, with what is promised of it, where something is."""
+    """One value of a benchmark's table, with what is promised of it, where something is.
+
+    `of` is the column it belongs to, a model for instance, where there are several; a `detail` is
+    shown in the CSV file only, unless it is missed.
+    """
 
     what: str
     value: str
     promised: str = ""
     kept: bool = True
+    of: str = ""
+    detail: bool = False
 
 
 def interleaved(
@@ -43,14 +52,15 @@ def interleaved(
     """
     found: Times = {name: [] for name in calls}
     for name in calls:
-        _elapsed(calls[name], device)
+        elapsed(calls[name], device)
     for done in range(repeats):
         for name in [*calls][:: -1 if done % 2 else 1]:
-            found[name].append(_elapsed(calls[name], device))
+            found[name].append(elapsed(calls[name], device))
     return found
 
 
-def _elapsed(call: Callable[[], object], device: str) -> float:
+def elapsed(call: Callable[[], object], device: str = "cpu") -> float:
+    """Time one call in seconds, on a GPU until its work is done."""
     _wait(device)
     start = time.perf_counter()
     call()
@@ -81,28 +91,18 @@ class Ratio:
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
     """Compare times of the same rounds."""
-    low, median, high = _quartiles(slow)
-    first, middle, third = _quartiles(fast)
+    low, median, high = quartiles(slow)
+    first, middle, third = quartiles(fast)
     return Ratio(median / middle, low / third, high / first)
 
 
-def _quartiles(times: Sequence[float]) -> tuple[float, float, float]:
+def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
+    """Give the first quartile, the median and the third quartile."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return low, median, high
 
 
 def spread(times: Sequence[float]) -> str:
     """Write the median of some times, and their quartiles."""
-    low, median, high = _quartiles(times)
+    low, median, high = quartiles(times)
     return f"{median:.3g} s ({low:.3g} to {high:.3g})"
-
-
-def table(found: Mapping[str, Iterable[Measured]]) -> Table:
-    """Lay out what the benchmarks of these names measured."""
-    drawn = Table("benchmark", "measured", "value", "promised", "", box=None, pad_edge=False)
-    for name, lines in found.items():
-        for line in lines:
-            said = ("kept" if line.kept else "[bold red]MISSED[/]") if line.promised else ""
-            drawn.add_row(name, line.what, line.value, line.promised, said)
-        drawn.add_section()
-    return drawn

@@ -1,17 +1,21 @@
 """What graphs and calls hold, counted where the size is known."""
 
 import gc
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from oracles import rng
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from zoo import classes, mlp, posed
 
 from curvcli.batches import Batch
 from curvcli.curvature import memory
-from curvcli.curvature.memory import available, held, peak_bytes, spare
+from curvcli.curvature.hessian import hessian
+from curvcli.curvature.memory import available, fitting, held, peak_bytes, spare
+from curvcli.curvature.products import Kept
 from curvcli.curvature.timing import Timed, trial
 from curvcli.linalg.operator import normal
 from curvcli.work import Work
@@ -23,24 +27,50 @@ def leaf(n: int) -> Tensor:
     return torch.ones(n, dtype=torch.float64, requires_grad=True)
 
 
-def test_saved_tensors() -> None:
-    assert held(lambda: leaf(1000).exp(), CPU) == 8000  # its result
+def test_what_is_built_and_still_there() -> None:
+    assert held(lambda: leaf(1000).detach(), CPU) == 8000
     x = leaf(1000)
-    assert held(lambda: x * x, CPU) == 8000  # one storage, twice
-    assert held(lambda: (x * x).exp() + 1, CPU) == 16000
-    assert held(lambda: x + 1, CPU) == 0
-    assert held(lambda: (x[:500].sin(), x[500:].cos()), CPU) == 8000  # views of one storage
+    assert held(x.exp, CPU) == 8000  # the result, which the graph holds too
+    assert held(lambda: get_gradient_edge(x.exp()), CPU) == 8000  # held by the graph alone
+    assert held(lambda: get_gradient_edge(x * x), CPU) == 0  # which holds x, and x was there
+    assert held(lambda: get_gradient_edge((x * x).exp() + 1), CPU) == 8000
+    assert held(lambda: get_gradient_edge((x * 2).square()), CPU) == 8000
+    edges = lambda: (get_gradient_edge(x[:500].sin().cos()), get_gradient_edge(x[500:].exp()))  # noqa: E731
+    assert held(edges, CPU) == 8000  # views of what was there, and half a result each
+
+
+def alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(t), Tensor) for t in gc.get_objects())
 
 
 def test_the_graph_is_dropped() -> None:
-    def alive() -> int:
-        gc.collect()
-        return sum(issubclass(type(t), Tensor) for t in gc.get_objects())
-
     x = leaf(10)
     before = alive()
     held(lambda: (x * x).exp().sum(), CPU)
     assert alive() == before
+
+
+@pytest.mark.parametrize(
+    ("room", "kept"), [(0, []), (7999, []), (8000, [1]), (23999, [0, 1]), (24000, [0, 1, 2])]
+)
+def test_as_many_as_fit_and_the_largest_first(room: float, kept: list[int]) -> None:
+    order: list[int] = []
+
+    def build(index: int) -> Tensor:
+        order.append(index)
+        return torch.ones((500, 1000, 500)[index], dtype=torch.float64)
+
+    graphs, size = fitting(build, [500, 1000, 500], room, CPU)
+    assert sorted(graphs) == kept
+    assert size == 8000
+    assert order == [1, *(i for i in kept if i != 1)]
+
+
+def test_without_limit_nothing_is_measured() -> None:
+    graphs, size = fitting(leaf, [5, 7], math.inf, CPU)
+    assert sorted(graphs) == [0, 1]
+    assert size == 0
 
 
 def test_the_smaller_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,3 +137,20 @@ def test_peak_of_products_grows_with_the_batch(method: str) -> None:
         return peak_bytes(made.call, CPU)
 
     assert 5 < peak(1000) / peak(100) < 11
+
+
+def wide() -> nn.Module:
+    return nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(300, 300), nn.Tanh())))
+
+
+def test_choosing_a_method_takes_a_few_vectors() -> None:
+    """The model, the direction, the product, two gradients and where they are taken, in float64."""
+    problem = posed(wide, Batch(torch.ones(2, 300).double(), classes(300, 2), 2), (2,))
+    problem = problem.to(torch.float32)
+    peak = peak_bytes(lambda: hessian(problem, Work(rng())).operator.like, CPU)
+    assert 4 < peak / (8 * problem.layout.size) < 7.5
+
+
+def test_a_kept_graph_holds_no_vectors() -> None:
+    problem = posed(wide, Batch(torch.ones(2, 300).double(), classes(300, 2), 2), (2,))
+    assert Kept(problem).bytes_per_batch < problem.layout.size  # bytes, of 8 for each entry

@@ -8,9 +8,9 @@ import pytest
 import torch
 from oracles import by_products, dense_hessian, gap, rng
 from torch import Tensor, nn
+from torch.nn import functional
 from zoo import (
     ZOO,
-    Bag,
     Distances,
     Recurrent,
     classes,
@@ -58,11 +58,24 @@ def test_every_method_against_the_dense_hessian(name: str) -> None:
     check(Differences(problem), H, ROUGH)
 
 
+STANDS_IN = {
+    **dict.fromkeys(
+        ("multihead attention", "transformer encoder", "fused attention"),
+        "attention by matrix products and a softmax, not fused",
+    ),
+    **dict.fromkeys(
+        ("gru", "lstm"), "recurrent layers by torch's own kernels, not cuDNN's or oneDNN's"
+    ),
+    "sparse embedding": "gradients of sparse embeddings as dense ones",
+    "weight norm": "weight normalisation by its formula",
+}
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_auto_works_on_every_kind(name: str) -> None:
     chosen = hessian(ZOO[name](), Work(rng()))
     assert chosen.method == "kept"
-    assert chosen.notes == ()
+    assert chosen.notes == (STANDS_IN[name],) if name in STANDS_IN else not chosen.notes
     assert chosen.agreement is not None
     assert chosen.agreement <= AGREE
     H = dense_hessian(unchecked(name))
@@ -76,13 +89,27 @@ def test_linear_regression_in_closed_form() -> None:
     assert gap(by_products(Kept(problem)), 2 * X1.T @ X1 / 7) < 1e-14
 
 
-@pytest.mark.parametrize("make", [Bag, Distances])
+class Bagged(nn.Module):
+    """A bag by the function, which nothing stands in for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Parameter(torch.randn(5, 3))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = functional.embedding_bag(x, self.words, mode="sum")
+        out: Tensor = self.head(torch.tanh(found))
+        return out
+
+
+@pytest.mark.parametrize("make", [Bagged, Distances])
 def test_without_a_second_derivative(make: Callable[[], nn.Module]) -> None:
-    batch = Batch(classes(5, 7, 4, seed=1), classes(2, 7), 7) if make is Bag else vectors()
+    batch = Batch(classes(5, 7, 4, seed=1), classes(2, 7), 7) if make is Bagged else vectors()
     chosen = hessian(posed(make, batch), Work(rng()))
     assert chosen.method == "differences"
-    assert chosen.notes[0].startswith(f"not by {TITLES['kept']}: ")
-    assert "is not implemented" in chosen.notes[0]
+    (why,) = (n for n in chosen.notes if n.startswith(f"not by {TITLES['kept']}: "))
+    assert "is not implemented" in why
     assert "good to a few digits" in chosen.notes[-1]
     again = Differences(posed(make, batch), 1e-4)
     v = normal(again.like, rng())
@@ -201,7 +228,7 @@ def alive() -> int:
 
 @pytest.mark.parametrize(
     ("method", "products"),
-    [("kept", 300), ("rebuilt", 50), ("forward", 50), ("linearize", 50), ("differences", 50)],
+    [("kept", 1000), ("rebuilt", 50), ("forward", 50), ("linearize", 50), ("differences", 50)],
 )
 def test_products_leave_no_tensors_behind(method: str, products: int) -> None:
     operator = METHODS[method](ZOO["relu in place"](), 1e12)
@@ -214,7 +241,7 @@ def test_products_leave_no_tensors_behind(method: str, products: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "products"), [("kept", 300), ("rebuilt", 50), ("differences", 50)]
+    ("method", "products"), [("kept", 1000), ("rebuilt", 50), ("differences", 50)]
 )
 def test_products_leave_no_storage_behind(method: str, products: int) -> None:
     problem = ZOO["relu in place"]()

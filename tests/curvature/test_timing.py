@@ -3,9 +3,8 @@
 import torch
 from oracles import rng
 from torch import Tensor
-from zoo import Bag, classes, mlp, posed, vectors
+from zoo import Distances, mlp, posed, vectors
 
-from curvcli.batches import Batch
 from curvcli.curvature.timing import Timed, interleave, trial
 from curvcli.linalg.operator import normal
 from curvcli.work import Work, silent
@@ -59,7 +58,7 @@ def test_trial() -> None:
     assert isinstance(made, Timed)
     assert made.product is not None
     assert torch.equal(made.call(), made.product)
-    bag = posed(Bag, Batch(classes(5, 7, 4, seed=1), classes(2, 7), 7))
-    refused = trial("kept", bag, Work(rng()), normal(bag.like, rng()))
+    distances = posed(Distances, vectors())
+    refused = trial("kept", distances, Work(rng()), normal(distances.like, rng()))
     assert isinstance(refused, str)
     assert refused.startswith("NotImplementedError")

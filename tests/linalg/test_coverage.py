@@ -91,6 +91,10 @@ def test_entries_of_a_diagonal_that_is_not_done() -> None:
     often(covered)
 
 
+OUTLIERS = 4
+"""The place of a figure that is never less than what has been seen, hence seldom too low."""
+
+
 def known(values: Tensor) -> Quadrature:
     """Stand for a spectrum that is known exactly."""
     rule = Rule(values, torch.full_like(values, 1 / len(values)))
@@ -110,7 +114,7 @@ def test_figures_of_a_spectrum(values: list[float]) -> None:
     # Of so few different eigenvalues every probe has all, and nothing is left open by the steps.
     d = torch.tensor(sorted(values), dtype=torch.float64)
     A, exact = Mapped(lambda v: d * v, d), known(d)
-    x = d.unique()
+    x = torch.tensor(sorted(set(values)), dtype=torch.float64)
 
     def figures(q: Quadrature) -> list[tuple[Tensor, float | Tensor]]:
         told = [
@@ -127,4 +131,5 @@ def test_figures_of_a_spectrum(values: list[float]) -> None:
         for i, truth in enumerate(truths):
             slack = 1e-9 * (1 + abs(truth))  # a figure that no probe can get wrong has no error
             if any(abs(float(run[i][0]) - truth) > slack for run in runs):
-                often([abs(float(run[i][0]) - truth) <= 1.96 * float(run[i][1]) for run in runs])
+                covered = [abs(float(r[i][0]) - truth) <= 1.96 * float(r[i][1]) for r in runs]
+                often(covered, 1.0 if i == OUTLIERS else 0.99)

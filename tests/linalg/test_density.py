@@ -207,6 +207,12 @@ def test_outliers_are_small_groups_beyond_a_gap() -> None:
     assert count(slq(diagonal([4.0]), 5, 10, rng()), 0.1) == 0
 
 
+def test_outliers_that_have_been_seen_count_whatever_their_weight() -> None:
+    values = [50.0, 60.0, 70.0] + [i / 4000 for i in range(397)]
+    for seed in range(20):
+        assert float(outliers(sampled(values, seed, 2, 20), 5.0, 0.05).mean) * 400 >= 3 - 1e-9
+
+
 def test_a_group_near_the_limit_is_uncertain_as_a_whole() -> None:
     values = [9.0] * 20 + [i / 4000 for i in range(380)]  # a twentieth
     counts = [outliers(sampled(values, seed, 8, 20), 2.0, 0.05).times(400) for seed in range(20)]

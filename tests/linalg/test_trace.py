@@ -110,11 +110,9 @@ def test_what_few_probes_tell_of_variances_is_right_in_the_mean() -> None:
         rows += F / runs
         inner += (torch.stack(found.inner).mean(dim=0) - found.noise[0] * F) / runs
     for i, block in enumerate(BLOCKS):
-        F = float(off[block].square().sum())
-        assert float(rows[i]) == pytest.approx(F, rel=0.04)
-        assert float(inner[i]) == pytest.approx(
-            float(off[block, block].square().sum()), abs=0.1 * F
-        )
+        whole, within = (float(part.square().sum()) for part in (off[block], off[block, block]))
+        assert float(rows[i]) == pytest.approx(whole, rel=0.04)
+        assert float(inner[i]) == pytest.approx(within, abs=0.1 * whole)
 
 
 def test_xtrace_by_its_definition() -> None:
