@@ -214,7 +214,9 @@ class Eig(Analysis):
         from curvcli.curvature.plan import planned
 
         def most(size: int) -> int:  # a basis ends where it fills the space
-            return self.max_matvecs if self.method == "power" else min(self.max_matvecs, 2 * size + 1)
+            return (
+                self.max_matvecs if self.method == "power" else min(self.max_matvecs, 2 * size + 1)
+            )
 
         entries = dict(zip(problem.names, problem.layout.sizes, strict=True))
         blocks = sum(most(sum(entries[n] for n in names)) for names in groups.values())

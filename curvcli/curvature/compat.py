@@ -108,8 +108,9 @@ def _formulas(model: nn.Module) -> Iterator[tuple[Any, str, Formula]]:
     """Give the methods whose kernel will not do, as owner and name, and what to call instead."""
     for m in model.modules():
         # A bag that rescales its weights in passing is no function of them.
-        if type(m).forward is nn.EmbeddingBag.forward and m.max_norm is None:
-            yield m, "forward", partial(bagged, m)
+        if isinstance(m, nn.EmbeddingBag) and m.max_norm is None:
+            if type(m).forward is nn.EmbeddingBag.forward:
+                yield m, "forward", partial(bagged, m)
         if isinstance(m, _WeightNorm):
             yield m, "forward", partial(_weight_normed, m.dim)
         for hook in m._forward_pre_hooks.values():

@@ -15,6 +15,7 @@ from curvcli.curvature.fisher import EmpiricalFisher
 from curvcli.curvature.gauss_newton import GaussNewton
 from curvcli.curvature.hessian import METHODS
 from curvcli.curvature.matrices import Matrix
+from curvcli.errors import CurvError
 from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
 from curvcli.work import Watch, silent
@@ -39,18 +40,33 @@ def sampling_errors(
         return None
     values, weights = [], []
     for done, chosen in enumerate(torch.arange(problem.examples).tensor_split(count), 1):
+        watch(done, count, None, None)
         group = replace(problem, batches=select(problem.batches, chosen), heldout=())
+        if not _weighs(group):
+            continue
         A = _operator(name, method, group)
         products = [float(y.double() @ A.matvec(y).double()) for y in vectors]
         values.append(torch.tensor(products, dtype=torch.float64))
         weights.append(group.measure.weight)
-        watch(done, count, None, None)
+    count = len(values)
+    if count < 2:
+        return None
     w = torch.tensor(weights, dtype=torch.float64)
     shares = (w / w.sum())[:, None]
     x = torch.stack(values)  # (groups, k)
     squares = (shares * (x - (shares * x).sum(0))).square().sum(0)
     errors: list[float] = (squares * (count / (count - 1))).sqrt().tolist()
     return errors
+
+
+def _weighs(group: Problem) -> bool:
+    """Tell whether any of the group's targets counts: all may be ones that the loss ignores."""
+    try:
+        return group.measure.weight > 0
+    except CurvError as error:
+        if error.code != "E_DATA":
+            raise
+        return False
 
 
 def _operator(name: Matrix, method: str, group: Problem) -> LinearOperator:

@@ -31,7 +31,12 @@ def show(page: Page, figure: Figure, indent: int) -> None:
         f"{clean(figure.title)} (--out FILE.svg draws it)", ("figure: ", "dim"), indent, indent
     )
     lines = gravest_first(figure.lines)
-    if figure.in_rows or not lines or any(line.x != lines[0].x for line in lines) or len(lines[0].x) > MOST_ROWS:
+    if (
+        figure.in_rows
+        or not lines
+        or any(line.x != lines[0].x for line in lines)
+        or len(lines[0].x) > MOST_ROWS
+    ):
         return
     fields = [_field(clean(figure.x.title), figure.x, lines[0].x)]
     fields += [_field(label(line), figure.y, line.y) for line in lines[:NAMED]]

@@ -7,6 +7,7 @@ import torch
 from oracles import dense_hessian
 from questions import classify, inputs, mlp
 from torch import Tensor
+from zoo import ZOO
 
 from curvcli.batches import Batch, select
 from curvcli.curvature.matrices import Matrix
@@ -67,3 +68,13 @@ def test_none_where_examples_interact_or_labels_are_drawn() -> None:
     assert sampling_errors("fisher", "kept", p, V) is None
     assert sampling_errors("hessian", "kept", replace(p, mode="train"), V) is None
     assert sampling_errors("hessian", "kept", posed(3), V) is not None
+
+
+def test_a_group_whose_targets_are_all_ignored_has_no_part() -> None:
+    p = ZOO["tied, ignored tokens"]()  # of seven sentences the last counts for nothing
+    V = directions(p, 2)
+    six = replace(p, batches=select(p.batches, torch.arange(6)))
+    found = sampling_errors("hessian", "kept", p, V)
+    alone = sampling_errors("hessian", "kept", six, V)
+    assert found is not None
+    assert found == pytest.approx(alone)
