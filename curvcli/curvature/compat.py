@@ -107,15 +107,22 @@ class WrittenOut(TorchFunctionMode):
 def _formulas(model: nn.Module) -> Iterator[tuple[Any, str, Formula]]:
     """Give the methods whose kernel will not do, as owner and name, and what to call instead."""
     for m in model.modules():
-        # A bag that rescales its weights in passing is no function of them.
-        if isinstance(m, nn.EmbeddingBag) and m.max_norm is None:
-            if type(m).forward is nn.EmbeddingBag.forward:
-                yield m, "forward", partial(bagged, m)
+        if _is_plain_bag(m):
+            yield m, "forward", partial(bagged, m)
         if isinstance(m, _WeightNorm):
             yield m, "forward", partial(_weight_normed, m.dim)
         for hook in m._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm):
                 yield hook, "compute_weight", partial(_hooked, hook)
+
+
+def _is_plain_bag(m: nn.Module) -> bool:
+    # A bag that rescales its weights in passing is no function of them.
+    return (
+        isinstance(m, nn.EmbeddingBag)
+        and type(m).forward is nn.EmbeddingBag.forward
+        and m.max_norm is None
+    )
 
 
 @contextlib.contextmanager
