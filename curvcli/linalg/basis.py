@@ -9,7 +9,10 @@ from torch import Tensor
 from curvcli.linalg.operator import normal
 
 _ROWS = 16  # vectors per block: growing copies nothing
-_COLUMNS = 1 << 18  # entries converted to float64 at a time: no second basis in memory
+_COLUMNS = {"cpu": 1 << 16}
+"""Entries converted to float64 at a time: what a processor's cache holds of a block."""
+_MANY = 1 << 22
+"""The same on other devices, where a call costs more than what it does; still no second basis."""
 
 
 class Basis:
@@ -40,7 +43,7 @@ class Basis:
         """Multiply by the basis: w (n,) float64 to its coefficients (k,) float64, on the CPU."""
         found = torch.zeros(self.count, dtype=torch.float64, device=w.device)
         for rows, block in self._filled():
-            for cut in _cuts(w.numel()):
+            for cut in _cuts(w):
                 found[rows] += block[:, cut].double() @ w[cut]
         return found.cpu()
 
@@ -82,7 +85,7 @@ class Basis:
     def gram(self) -> Tensor:
         """Multiply all vectors by each other: (k, k) float64 on the CPU, the identity, rounded."""
         out = torch.zeros(self.count, self.count, dtype=torch.float64, device=self.like.device)
-        for cut in _cuts(self.like.numel()):
+        for cut in _cuts(self.like):
             Q = torch.cat([block[:, cut].double() for _, block in self._filled()])
             out += Q @ Q.T
         return out.cpu()
@@ -94,7 +97,7 @@ class Basis:
         Cost: 2 m k n operations, and the memory of a block's and of k cuts.
         """
         S, k = S.to(self.like.device), S.shape[1]
-        cuts = _cuts(self.like.numel())
+        cuts = _cuts(self.like)
         made: Tensor | None = None
         done, late = 0, False
         while done < len(cuts):
@@ -129,7 +132,7 @@ class Basis:
     def _add(self, w: Tensor, coefficients: Tensor) -> None:
         coefficients = coefficients.to(self.like.device)
         for rows, block in self._filled():
-            for cut in _cuts(w.numel()):
+            for cut in _cuts(w):
                 w[cut] += coefficients[rows] @ block[:, cut].double()
 
     def _filled(self) -> list[tuple[slice, Tensor]]:
@@ -148,12 +151,13 @@ def norm(w: Tensor) -> float:
 
 def _take_off(w: Tensor, v: Tensor) -> float:
     """Take the part along a unit vector off w (n,) float64, and return its length."""
-    cuts = _cuts(len(w))
+    cuts = _cuts(w)
     along = float(sum((v[cut].double() @ w[cut] for cut in cuts), w.new_zeros(())))
     for cut in cuts:
         w[cut] -= along * v[cut].double()
     return along
 
 
-def _cuts(n: int) -> list[slice]:
-    return [slice(i, i + _COLUMNS) for i in range(0, n, _COLUMNS)]
+def _cuts(w: Tensor) -> list[slice]:
+    width = _COLUMNS.get(w.device.type, _MANY)
+    return [slice(i, i + width) for i in range(0, w.numel(), width)]

@@ -48,6 +48,9 @@ SEEDS = range(100, 103)
 """Those that settings are chosen with; the rounds have others."""
 
 CURV, EIG = "curv", "curv.eig, sampling errors and report too"
+TOLD = "hessian-eigenthings at"
+"""Nothing is promised beside steps that were counted out for it, with the truth at hand, and that
+nothing verifies: a third of curv's products look for an eigenvalue that was missed."""
 PYHESSIAN, SCIPY = "PyHessian", "scipy eigsh on curvlinops"
 
 
@@ -242,7 +245,7 @@ def _told(name: str, ready: Mapping[str, Runs]) -> Iterator[Measured]:
     runs, ours = ready[name], ready[CURV]
     yield Measured(name, spread(runs.seconds), of="time")
     found = ratio(runs.seconds, ours.seconds)
-    promised = "" if name in (CURV, EIG) else "not ahead"
+    promised = "" if name in (CURV, EIG) or name.startswith(TOLD) else "not ahead"
     # Faster with a larger error is not ahead.
     kept = not promised or found.high >= 1 or runs.error > 2 * ours.error
     yield Measured(name, f"{found.value:.2f}", promised, kept, of="x curv")
@@ -258,9 +261,11 @@ def _promises(ready: Mapping[str, Runs]) -> Iterator[Measured]:
     for name, runs in ready.items():
         faster = ratio(runs.seconds, ours.seconds).value
         if name.startswith(f"{PYHESSIAN}, defaults"):
-            yield Measured("PyHessian's time over curv's", f"{faster:.1f}", ">= 3", faster >= 3)
             less = runs.error / ours.error if ours.error else float("inf")
             yield Measured("PyHessian's error over curv's", f"{less:.0f}", ">= 100", less >= 100)
+        if name.startswith(f"{PYHESSIAN} at"):
+            said = "PyHessian's time over curv's, at equal error"
+            yield Measured(said, f"{faster:.1f}", ">= 3", faster >= 3)
         if name.startswith(f"{SCIPY}, ncv"):
             said = "eigsh's time over curv's, at equal error"
             yield Measured(said, f"{faster:.1f}", ">= 2", faster >= 2)
