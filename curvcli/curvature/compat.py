@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,7 @@ def _formulas(model: nn.Module) -> Iterator[tuple[Any, str, Formula]]:
                 yield hook, "compute_weight", partial(_hooked, hook)
 
 
-def _is_plain_bag(m: nn.Module) -> bool:
+def _is_plain_bag(m: nn.Module) -> TypeGuard[nn.EmbeddingBag]:
     # A bag that rescales its weights in passing is no function of them.
     return (
         isinstance(m, nn.EmbeddingBag)

@@ -34,7 +34,7 @@ def test_dots_and_combinations_in_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     w = torch.randn(50, generator=rng(), dtype=torch.float64)
     c = torch.randn(20, generator=rng(2), dtype=torch.float64)
     for columns in (7, 50, 1 << 18):
-        monkeypatch.setattr(module, "_COLUMNS", columns)
+        monkeypatch.setattr(module, "_COLUMNS", {"cpu": columns})
         assert torch.allclose(basis.dots(w), Q @ w, atol=1e-14)
         assert torch.allclose(basis.combine(c), c @ Q, atol=1e-14)
 
@@ -77,7 +77,7 @@ def test_full_to_rounding() -> None:
 @pytest.mark.parametrize("kept", [1, 5, 16, 17, 33])
 @pytest.mark.parametrize("columns", [7, 50, 1 << 18])
 def test_a_rotation_in_place(kept: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_COLUMNS", columns)
+    monkeypatch.setattr(module, "_COLUMNS", {"cpu": columns})
     basis = grown(50, 37)
     Q = torch.stack([basis[i] for i in range(37)])
     S = torch.linalg.qr(torch.randn(37, kept, generator=rng(), dtype=torch.float64))[0]

@@ -103,7 +103,7 @@ def test_many_restarts_leave_no_trace(dtype: torch.dtype, which: Which) -> None:
 def test_a_rotated_basis_keeps_its_identities(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuts, "_COLUMNS", 13)
+    monkeypatch.setattr(cuts, "_COLUMNS", {"cpu": 13})
     A = symmetric([float(i) - 7 for i in range(40)], dtype=dtype)
     K, source = Krylov(Counted(Dense(A))), rng(1)
     first = K.start(source, 2)
@@ -260,7 +260,7 @@ def test_ctrl_c_gives_what_is_known(at: int) -> None:
 
 @pytest.mark.parametrize("place", ["_combined", "_write"])
 def test_ctrl_c_waits_for_a_rotation(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuts, "_COLUMNS", 100)
+    monkeypatch.setattr(cuts, "_COLUMNS", {"cpu": 100})
     calls, whole = 0, getattr(cuts.Basis, place)
 
     def cut_short(self: cuts.Basis, *given: Tensor) -> Tensor:
