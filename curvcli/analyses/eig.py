@@ -166,7 +166,7 @@ class Eig(Analysis):
         """Say how many vectors the basis of a matrix may have, where `room` bytes are free."""
         pairs = min(size, self.top * (2 if self.which == "both" else 1))
         # Besides the basis: what a step of Lanczos needs, and the answer.
-        return int(room // (size * itemsize)) - (3 * self._block + 8) - pairs
+        return int(room // (size * itemsize)) - (3 * self._block + 4) - pairs
 
     def _room(self, problem: "Problem", work: "Work") -> float:
         """Say how many bytes there are for a basis.
@@ -177,7 +177,8 @@ class Eig(Analysis):
         from curvcli.linalg.lanczos import least_vectors
 
         like = problem.like
-        room = spare(like.device) if work.memory is None else work.memory
+        # The graphs are there by now, and what is free is for the basis.
+        room = spare(like.device, 0.75) if work.memory is None else work.memory
         least = least_vectors(like.numel(), self.top, self.which, self._block)
         if self._fits(like.numel(), room, like.element_size()) < least:
             raise CurvError(

@@ -54,11 +54,11 @@ def held(build: Callable[[], Any], device: torch.device) -> int:
     return measured(build, device)[1]
 
 
-def spare(device: torch.device) -> int:
+def spare(device: torch.device, share: float = 0.5) -> int:
     """Say how many bytes kept graphs may hold by default: half of what is free."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) // 2
-    return available() // 2
+        return int(torch.cuda.mem_get_info(device)[0] * share)
+    return int(available() * share)
 
 
 def available() -> int:

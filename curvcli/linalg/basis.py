@@ -145,8 +145,20 @@ class Basis:
 
 def norm(w: Tensor) -> float:
     """Measure a vector's length, also where the squares of its entries leave float64's range."""
-    largest = float(w.abs().max())
-    return largest * float((w / largest).norm()) if 0 < largest < math.inf else largest
+    w = w.reshape(-1)
+    cuts = _cuts(w)
+    largest = max((float(w[cut].abs().max()) for cut in cuts), default=0.0)
+    if not 0 < largest < math.inf:
+        return largest
+    return largest * math.hypot(*(float((w[cut] / largest).norm()) for cut in cuts))
+
+
+def unit(w: Tensor, length: float, dtype: torch.dtype) -> Tensor:
+    """Divide w (n,) by its length, rounded to a type, without another vector of w's own."""
+    out = torch.empty_like(w, dtype=dtype)
+    for cut in _cuts(w):
+        out[cut] = (w[cut] / length).to(dtype)
+    return out
 
 
 def _take_off(w: Tensor, v: Tensor) -> float:

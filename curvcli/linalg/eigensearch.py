@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvcli.linalg.krylov import Krylov, Run
-from curvcli.linalg.missed import Hunt, ends, levels, sharp, slack
+from curvcli.linalg.missed import Hunt, alone, ends, escaped, levels, sharp, slack
 from curvcli.linalg.ritz import DOUBT, FLOOR, Watch, Which, small, wanted
 
 EXTRA = 0.5
@@ -101,7 +101,9 @@ class Search:
         return True
 
     def verify(self) -> Outcome:
-        """Look for what was missed, from random starts in the complement of the pairs."""
+        """Look for what was missed, from a random start in the complement of the pairs."""
+        if self._bounded_by_itself():
+            return "nothing"
         theta, residuals = self._cut_back()
         found = levels(theta, residuals, self.top, self.which, self.K.norm)
         run = self.K.start(self.rng)
@@ -110,6 +112,19 @@ class Search:
             return "nothing"
         self.hunt = Hunt(self.K, run, found)
         return self._follow(self.hunt)
+
+    def _bounded_by_itself(self) -> bool:
+        """Go on with a run that was alone until it bounds what it may have missed, if it can."""
+        while self.top == 1 and alone(self.K):
+            theta, norm = self.pairs(len(self.K.H))[0].sort().values, self.K.norm
+            bounds = levels(theta, torch.zeros_like(theta), 1, self.which, norm)
+            self.doubt = escaped(self.K, self.K.runs[0], bounds)
+            if self.doubt <= DOUBT:
+                return True
+            if self.left < 1 or not self.K.fits(1):
+                return False
+            self.K.step(self.K.runs[0])
+        return False
 
     def _sharp(self, theta: Tensor, residuals: Tensor) -> bool:
         """Decide whether the pairs have converged, and enough for a search for missed ones."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from curvcli.linalg.basis import Basis, norm
+from curvcli.linalg.basis import Basis, norm, unit
 from curvcli.linalg.operator import Counted
 
 
@@ -85,9 +85,9 @@ class Krylov:
             taken = self.Q.remove(w, [*V, *U])
             T[i] = taken[: m + p]
             C[:, m + i] += taken[m + p :]
-            unit = torch.zeros(m + p, dtype=torch.float64)
-            unit[m + i] = 1.0
-            C, left = self._joined(U, C, w, unit, scale)
+            own = torch.zeros(m + p, dtype=torch.float64)
+            own[m + i] = 1.0
+            C, left = self._joined(U, C, w, own, scale)
             dropped = math.hypot(dropped, left)
         H = pad(self.H, (0, p, 0, p))
         H[m:, :m], H[:m, m:] = T[:, :m], T[:, :m].T
@@ -113,7 +113,7 @@ class Krylov:
         left = norm(w)
         if left * norm(c) <= self.noise(scale):
             return C, left * norm(c)
-        U.append((w / left).to(self.A.like.dtype))
+        U.append(unit(w, left, self.A.like.dtype))
         return torch.cat([C, left * c[None]]), 0.0
 
     def resume(self, run: Run) -> bool:

@@ -102,6 +102,16 @@ def sharp(levels: tuple[float, float], theta: Tensor, top: int, which: Which, no
     return True
 
 
+def alone(K: Krylov) -> bool:
+    """Tell whether the basis is one whole run from one random start.
+
+    Where one pair is wanted from an end, no copy of it can be missed, so that such a run bounds
+    what lies beyond its own extreme Ritz value: fact 2 with C = A, and nothing is left to Y.
+    """
+    whole = K.steps == len(K.Q) and not len(K.lost)
+    return whole and len(K.runs) == 1 and K.runs[0].begin == 0 and len(K.runs[0].U) <= 1
+
+
 @dataclass
 class Hunt:
     """A run begun to look for what lies beyond the levels."""
@@ -125,15 +135,20 @@ class Hunt:
     @property
     def doubt(self) -> float:
         """Bound the probability that what is beyond the levels has escaped the run."""
-        n = self.K.A.size - self.run.begin
-        if not self.run.U or self.steps >= n:  # the run closed: it holds every value of C
-            return 0.0
-        T = self.K.H[self.run.begin :, self.run.begin :]
-        alpha = T.diagonal().tolist()
-        beta = [*T.diagonal(1).abs().tolist(), float(self.run.C[0, -1].abs())]
-        low, high = self.levels
-        below = escape([-a for a in alpha], beta, n, -low)
-        return min(1.0, below + escape(alpha, beta, n, high))
+        return escaped(self.K, self.run, self.levels)
+
+
+def escaped(K: Krylov, run: Run, levels: tuple[float, float]) -> float:
+    """Bound the probability that what is beyond the levels has escaped a run."""
+    n = K.A.size - run.begin
+    if not run.U or len(K.Q) - run.begin >= n:  # the run closed: it holds every value of C
+        return 0.0
+    T = K.H[run.begin :, run.begin :]
+    alpha = T.diagonal().tolist()
+    beta = [*T.diagonal(1).abs().tolist(), float(run.C[0, -1].abs())]
+    low, high = levels
+    below = escape([-a for a in alpha], beta, n, -low)
+    return min(1.0, below + escape(alpha, beta, n, high))
 
 
 def escape(alpha: Sequence[float], beta: Sequence[float], n: int, level: float) -> float:
