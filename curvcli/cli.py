@@ -18,7 +18,7 @@ from curvcli.analyses.base import Analysis
 from curvcli.errors import CurvError
 from curvcli.flags import Command, flag_name, flags, given
 from curvcli.options import Location, Options, build, unknown
-from curvcli.output import Output, destination, refuse, show
+from curvcli.output import Output, apart, destination, refuse, show
 from curvcli.report import Report
 from curvcli.spec import Run, Source, Spec, configured, discover, load
 from curvcli.track.asked import Track
@@ -225,6 +225,8 @@ def _answer(kinds: Kinds, kind: type[Analysis] | None, values: dict[str, Any]) -
             f"curv {kind.name if kind else 'run'} MODEL",
         )
     _exists(checkpoint)
+    read = [checkpoint, *([spec.path] if spec.path else [])]
+    apart(output.out, {a.name: a.file for a in analyses}, read)
     with destination(output.out, [a.file for a in analyses if a.file]) as write:
         # What the user's own code prints is no part of the report.
         with contextlib.redirect_stdout(sys.stderr), _announced(output.quiet) as announcer:
@@ -305,9 +307,10 @@ def _spec(named: Path | None, model: Path | None, start: Path | None = None) -> 
     path = discover(named, model, start or Path.cwd())
     if path is None:
         beside = f"{model.with_suffix('.yaml')}, nor " if model and model.name else ""
+        where = "here" if start in (None, Path()) else f"in {start}"
         raise CurvError(
             "E_SPEC",
-            f"there is no {beside}curv.yaml here or above",
+            f"there is no {beside}curv.yaml {where} or above",
             "write one that says model:, data: and loss:, or pass --spec",
         )
     return load(path)

@@ -93,14 +93,12 @@ def _mode(final: Path, path: Path) -> int:
     if stat.S_ISDIR(found):
         raise CurvError("E_OUTPUT", f"{path} is a folder", "name a file in it")
     if not stat.S_ISREG(found):
-        raise CurvError("E_OUTPUT", f"{path} is not a regular file", "choose another --out")
+        raise CurvError("E_OUTPUT", f"{path} is not a regular file", "choose another path")
     return stat.S_IMODE(found)
 
 
 def _unwritable(path: Path, error: OSError) -> CurvError:
-    return CurvError(
-        "E_OUTPUT", f"{path} cannot be written: {_said(error)}", "choose another --out"
-    )
+    return CurvError("E_OUTPUT", f"{path} cannot be written: {_said(error)}", "choose another path")
 
 
 def _said(error: OSError) -> str:

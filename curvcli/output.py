@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -49,6 +49,31 @@ def refuse(output: Output, count: int) -> None:
     sinks.holds(output.printed, count)
     if output.out is not None and not _is_folder(output.out):
         sinks.holds(sinks.format_of(Path(output.out)), count)
+
+
+def apart(out: str | None, files: Mapping[str, Path | None], given: Sequence[Path]) -> None:
+    """Refuse outputs that would overwrite each other, or what is `given`: the model, the spec.
+
+    They are --out, and the array file of each analysis.
+
+    Raises: CurvError (E_USAGE) where two go to one file, or one to what is read.
+    """
+    taken = [path for path in files.values() if path]
+    if out is not None and not _is_folder(out):
+        taken.append(Path(out))
+    elif out is not None:
+        whole = [f"{name}.safetensors" for name, path in files.items() if path is None]
+        names = ["report.json", *(f"{name}.csv" for name in files), *whole]
+        taken += [Path(out, name) for name in names]
+    real = [os.path.realpath(path) for path in taken]
+    read = {os.path.realpath(path) for path in given}
+    for path, place in zip(taken, real, strict=True):
+        if real.count(place) > 1:
+            message = f"two outputs go to one file, {path}"
+            raise CurvError("E_USAGE", message, "give each a name of its own")
+        if place in read:
+            message = f"{path} is read, and would be overwritten"
+            raise CurvError("E_USAGE", message, "name another file")
 
 
 @contextlib.contextmanager

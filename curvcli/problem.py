@@ -66,14 +66,14 @@ class Problem:
         Raises: CurvError where nothing matches or there is no data.
         """
         model = unwrapped(model)
-        trainable = [n for n, p in model.named_parameters() if p.requires_grad]
+        trainable = [n for n, p in model.named_parameters() if p.requires_grad and p.numel()]
         for pattern in params:
             if not matching(trainable, [pattern]):
                 shown = ", ".join(trainable[:4]) + (", ..." if len(trainable) > 4 else "")
                 raise CurvError(
                     "E_MODEL",
                     f"no trainable parameter matches {pattern!r}",
-                    f"the model's are {shown}" if trainable else "every parameter is frozen",
+                    f"the model's are {shown}" if trainable else "all are frozen or empty",
                 )
         batches = tuple(batches)
         if not batches:

@@ -23,7 +23,7 @@ class Announcer:
         if not self.quiet and sys.stderr is not None:
             # Nobody may be listening any more, which is no reason to stop.
             with contextlib.suppress(OSError):
-                print(f"curv: {line}", file=sys.stderr, flush=True)
+                print(f"curv: {_visible(line)}", file=sys.stderr, flush=True)
 
     def announce(self, doing: str) -> Watch:
         """Begin a bar; what is returned moves it."""
@@ -34,16 +34,16 @@ class Announcer:
 
         self.close()
         self.bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[count]}"),
-            TextColumn("{task.fields[found]}"),
+            TextColumn("{task.fields[count]}", markup=False),
+            TextColumn("{task.fields[found]}", markup=False),
             TimeElapsedColumn(),
             console=Console(file=sys.stderr),
             transient=True,
         )
         self.bars.start()
-        task = self.bars.add_task(doing, total=None, found="", count="")
+        task = self.bars.add_task(_visible(doing), total=None, found="", count="")
         bars = self.bars
 
         def watch(
@@ -62,3 +62,8 @@ class Announcer:
         if self.bars is not None:
             self.bars.stop()
             self.bars = None
+
+
+def _visible(text: str) -> str:
+    """Write what would move the cursor or hide, such as in a file's name, as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

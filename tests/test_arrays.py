@@ -103,8 +103,28 @@ def test_from_python(tmp_path: Path) -> None:
     assert (tmp_path / "w.csv").exists()
 
 
+def test_two_outputs_to_one_file_are_refused_before_the_work(tmp_path: Path) -> None:
+    words = ("two outputs go to one file", "give each a name of its own")
+    refused(curv("weights", "--entries", "w.csv", "-o", "./w.csv"), "E_USAGE", 2, *words)
+    (tmp_path / "link.csv").symlink_to("w.csv")
+    refused(curv("weights", "--entries", "link.csv", "-o", "w.csv"), "E_USAGE", 2, *words)
+    refused(curv("weights", "--entries", "d/weights.csv", "-o", "d/"), "E_USAGE", 2, *words)
+    project(tmp_path, analyses={"weights": {"entries": "w.csv"}, "diag": {"entries": "w.csv"}})
+    refused(curv("run"), "E_USAGE", 2, *words)
+    assert not (tmp_path / "w.csv").exists()
+
+
+def test_the_model_and_the_spec_are_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").rename(tmp_path / "model.csv")
+    before = (tmp_path / "model.csv").read_bytes()
+    for option in ("--entries", "--out"):
+        ran = curv("weights", "model.csv", option, "model.csv", "--spec", "curv.yaml")
+        refused(ran, "E_USAGE", 2, "model.csv is read")
+    assert (tmp_path / "model.csv").read_bytes() == before
+
+
 def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     refused(curv("weights", "--entries", "w.npz"), "E_USAGE", 2, ".safetensors", "--entries")
-    refused(curv("weights", "--entries", "no/w.csv"), "E_OUTPUT", 3, "no/w.csv")
+    refused(curv("weights", "--entries", "no/w.csv"), "E_OUTPUT", 3, "no/w.csv", "another path")
     (tmp_path / "there.csv").mkdir()
     refused(curv("weights", "--entries", "there.csv"), "E_OUTPUT", 3, "folder")

@@ -128,6 +128,9 @@ def test_no_spec(here: Path) -> None:
     (here / "curv.yaml").unlink()
     refused(curv("eig", "model.pt"), "E_SPEC", 2, "model.yaml, nor curv.yaml")
     refused(curv("eig"), "E_SPEC", 2, "there is no curv.yaml")
+    (here / "run").mkdir()
+    (here / "model.pt").rename(here / "run" / "a.pt")
+    refused(curv("track", "run/a.pt"), "E_SPEC", 2, "there is no curv.yaml in run or above")
     refused(curv("eig", "--spec", "other.yaml"), "E_NOT_FOUND", 2, "--spec other.yaml")
 
 

@@ -190,9 +190,23 @@ def test_a_selection_that_matches_nothing() -> None:
     frozen = built(mlp).requires_grad_(False)
     with pytest.raises(CurvError) as failed:
         Problem.of(frozen, named("cross_entropy", {}), [vectors()])
-    assert failed.value.hint == "every parameter is frozen"
+    assert failed.value.hint == "all are frozen or empty"
     with pytest.raises(CurvError, match="there are no examples"):
         Problem.of(built(mlp), named("cross_entropy", {}), [])
+
+
+def test_parameters_without_entries_are_no_part_of_theta() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    model.register_parameter("none", nn.Parameter(torch.empty(0)))
+    batch = Batch(torch.ones(2, 4), torch.tensor([0, 1]), 2)
+    loss = named("cross_entropy", {})
+    assert Problem.of(model, loss, [batch]).names == ("0.weight", "0.bias")
+    with pytest.raises(CurvError, match="no trainable parameter matches 'none'"):
+        Problem.of(model, loss, [batch], params=("none",))
+    model.get_submodule("0").requires_grad_(False)
+    with pytest.raises(CurvError) as failed:
+        Problem.of(model, loss, [batch])
+    assert failed.value.hint == "all are frozen or empty"
 
 
 def test_tied_once_frozen_never_unused_named() -> None:

@@ -52,7 +52,6 @@ class CompareRow:
     correlation: float | None = column("correlation", "real")
     trace_error: float | None = column("trace off by", "percent")
     products: int | None = column("products", "count")
-    seconds: float | None = column("time", "seconds")
 
 
 class Diag(Analysis):
@@ -196,11 +195,9 @@ def _compared(method: str, found: "Diagonal", truth: "Diagonal") -> list[Compare
     if not names:
         return []
     whole = compared(flat(found.entries), flat(truth.entries))
-    rows = [CompareRow(method, "all", *whole, found.products, found.seconds)]
+    rows = [CompareRow(method, "all", *whole, found.products)]
     for n in names:
-        rows.append(
-            CompareRow(method, n, *compared(found.entries[n], truth.entries[n]), None, None)
-        )
+        rows.append(CompareRow(method, n, *compared(found.entries[n], truth.entries[n]), None))
     return rows
 
 

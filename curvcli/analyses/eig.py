@@ -111,7 +111,7 @@ class Eig(Analysis):
         notes = [*described(self.matrix, chosen), *self._notes(found.ritz, problem)]
         if len(found.ritz.values) == 0:
             return self._nothing(found.ritz, notes)
-        sampling = partial(sampling_errors, self.matrix, chosen.method)
+        sampling = partial(sampling_errors, self.matrix, chosen.method, memory=work.memory)
         try:
             if found.ritz.status == "interrupted":
                 raise KeyboardInterrupt

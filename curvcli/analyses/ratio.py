@@ -76,13 +76,20 @@ class Ratio(Analysis):
         from curvcli.updates import last_updates, next_updates, optimizer_of
 
         saved = optimizer_of(problem)
+        looked = [n for g in saved.groups for n in g.names if n in problem.names]
+        if not looked:
+            raise CurvError(
+                "E_OPTIMIZER",
+                f"{saved.kind} moves none of the parameters that are looked at",
+                "check --params, or optimizer.groups in the spec",
+            )
         params: dict[str, Tensor] = dict(problem.model.named_parameters())
         last = last_updates(saved, params)
         if problem.batches:
             probe(problem)
             following, gradients = next_updates(problem, saved)
             steps = Steps(params, last, following, gradients)
-        elif all(x is None for x in last.values()):
+        elif all(last.get(n) is None for n in looked):
             raise CurvError(
                 "E_SPEC",
                 f"the saved state of {saved.kind} does not determine the last update, and the next "
@@ -135,7 +142,9 @@ class Ratio(Analysis):
             last=ratios[0],
             next=ratios[1],
             effective=_ratio(after, gradient),
-            remark=self._remark(norm, ratios[1] if steps.next else ratios[0]),
+            remark=self._remark(norm, ratios[0], known=ratios[0] is not None)
+            if steps.next is None
+            else self._remark(norm, ratios[1]),
             last_update=before,
             next_update=after,
             group=group,
@@ -143,9 +152,11 @@ class Ratio(Analysis):
             scope="tensor" if title in steps.params else "group",
         )
 
-    def _remark(self, norm: float, ratio: float | None) -> str:
+    def _remark(self, norm: float, ratio: float | None, *, known: bool = True) -> str:
         if norm == 0:
             return "all zero"
+        if not known:
+            return "unknown"
         if ratio is not None and not math.isfinite(ratio):
             return "not finite"
         if ratio is None or ratio == 0:
@@ -180,6 +191,7 @@ class Ratio(Analysis):
     def _checks(self, rows: list[RatioRow]) -> list[Check]:
         checks = []
         for remark, bound, advice in (
+            ("not finite", "no number", "do the weights, gradients or saved averages overflow?"),
             ("high", f"above {self.high:g}", "lower the learning rate, or warm it up"),
             ("low", f"below {self.low:g}", "raise the learning rate, unless training has ended"),
             ("does not move", "zero", "is it frozen, unused, or behind dead units?"),
@@ -189,8 +201,9 @@ class Ratio(Analysis):
             if names:
                 shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
                 checks.append(Check(f"ratio {remark}", "warn", f"{bound} in {shown}", advice))
+        every = "every known ratio" if any(r.remark == "unknown" for r in rows) else "every ratio"
         return checks or [
-            Check("ratio", "pass", f"every ratio is between {self.low:g} and {self.high:g}")
+            Check("ratio", "pass", f"{every} is between {self.low:g} and {self.high:g}")
         ]
 
     def _notes(self, problem: "Problem", saved: "SavedOptimizer", steps: Steps) -> list[str]:

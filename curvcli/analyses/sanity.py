@@ -215,7 +215,9 @@ class _Trials:
         found = permuted(self.problem, data.kept, rounds, rng)
         own = verdicts.labels(found, constant=constant(data.kept))
         yield own
-        learned = self.chance is not None and data.loss < verdicts.FITTED * self.chance.least
+        learned = self.chance is not None and data.loss < verdicts.scaled(
+            self.chance.least, verdicts.FITTED
+        )
         if held is None or own.row.verdict != "pass":
             return
         found = permuted(self.problem, held.kept, rounds, rng)

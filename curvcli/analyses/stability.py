@@ -110,7 +110,9 @@ class Stability(Analysis):
             # y^T S H S y is what the examples decide of a Rayleigh quotient.
             reached = abs(A.factor) ** 0.5 * A.scale * sharp.vectors
             watch = work.announce("sampling errors")
-            errors = sampling_errors("hessian", chosen.method, part, reached, watch)
+            errors = sampling_errors(
+                "hessian", chosen.method, part, reached, watch, memory=work.memory
+            )
         except KeyboardInterrupt:
             return replace(found, interrupted=True)
         if errors:

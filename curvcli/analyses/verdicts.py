@@ -92,15 +92,20 @@ def _chances(chance: "Chance") -> str:
     return said
 
 
+def scaled(level: float, times: float) -> float:
+    """Move a loss by its own size: upward for times > 1, also where it is negative."""
+    return level + (times - 1) * abs(level)
+
+
 def fresh_loss(loss: float, error: float | None, chance: "Chance") -> Trial:
     """Judge the loss at fresh weights, which knows nothing."""
     name, off = "fresh weights at chance", SURE * (error or 0.0)
     times = ABOVE[chance.classes is not None]
     wrong = advice = ""
-    if not loss - off <= times * chance.equal:
+    if not loss - off <= scaled(chance.equal, times):
         wrong = f"the loss of fresh weights is {loss:.4g}, and chance {chance.equal:.4g}"
         advice = "are initial weights too large, inputs not scaled, or terms summed, not averaged?"
-    elif loss + off < BELOW * chance.least:
+    elif loss + off < scaled(chance.least, BELOW):
         wrong = f"the loss of fresh weights is {loss:.4g}, below the {chance.least:.4g} of chance"
         advice = "does the factory load trained weights, or do the inputs hold the answer?"
     right = f"{loss:.4g}, chance is {_chances(chance)}"
@@ -198,7 +203,7 @@ def loss(found: "Examined", chance: "Chance | None", where: str = "") -> Trial:
         return Trial(SanityRow(name, found.loss, found.error, "", "known", "no outputs to compare"))
     times = ABOVE[chance.classes is not None]
     wrong = ""
-    if not found.loss - SURE * (found.error or 0.0) <= times * chance.equal:
+    if not found.loss - SURE * (found.error or 0.0) <= scaled(chance.equal, times):
         wrong = f"it is {found.loss:.4g}, and outputs that know nothing have {chance.equal:.4g}"
     if not wrong and found.loss >= chance.least:
         row = SanityRow(name, found.loss, found.error, f"< {_chances(chance)}", "not below", "")
@@ -242,6 +247,8 @@ def subset(found: "Fitted", share: float, fresh: bool) -> Trial:
     run = f"{found.steps} steps of Adam, lr {found.rate:g}, {origin}"
     goal = found.floor + share * (found.chance - found.floor)
     wrong, name = "", "tiny subset overfitted"
+    if found.chance < found.floor:  # as of a loss without a least one
+        return not_run(name, "no loss below chance is known to be possible")
     if not found.share <= share:
         if found.parameters < found.values:
             few = f"{found.parameters} parameters cannot meet {found.values} real targets"

@@ -121,6 +121,7 @@ def _is_plain_bag(m: nn.Module) -> TypeGuard[nn.EmbeddingBag]:
     return (
         isinstance(m, nn.EmbeddingBag)
         and type(m).forward is nn.EmbeddingBag.forward
+        and "forward" not in vars(m)
         and m.max_norm is None
     )
 

@@ -170,6 +170,8 @@ class Small:
             product = METHODS[method](self.problem, math.inf).matvec(self.direction)
         except CurvError as error:
             return None, error.message
+        except torch.OutOfMemoryError:
+            raise  # which says nothing about the method
         except (RuntimeError, TypeError, ValueError) as error:
             return None, reason(error)
         # Beside a kink of the loss, a difference is only right where it steps over none.

@@ -230,7 +230,7 @@ class Pullback(ByBatch):
         eps = torch.finfo(self.like.dtype).eps
         try:
             gap = Graph(self, 0, few).gap()
-            wrong = gap > max(AGREE, 10 * eps)
+            wrong = not gap <= max(AGREE, 10 * eps)
             why = f"it is off by {gap:.1e} from the transpose of J^T" if wrong else ""
         except RuntimeError as error:
             said = str(error).strip().partition("\n")[0].partition(". ")[0]
@@ -242,7 +242,7 @@ class Pullback(ByBatch):
         for k in range(4):
             self.step = math.cbrt(eps) * 10.0**-k
             gaps[self.step] = Graph(self, 0, few).gap()
-        self.step = min(gaps, key=gaps.__getitem__)
+        self.step = min(gaps, key=lambda s: (math.isnan(gaps[s]), gaps[s]))
         self.notes = (
             f"J v not by reverse mode: {why}",
             f"J v is a difference of outputs, good to about {gaps[self.step]:.0e}",

@@ -5,12 +5,13 @@ gives its standard error over the data. Cost: one product for each vector, and o
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from curvcli.batches import select
+from curvcli.batches import Batch, select
 from curvcli.curvature.fisher import EmpiricalFisher
 from curvcli.curvature.gauss_newton import GaussNewton
 from curvcli.curvature.hessian import METHODS
@@ -29,7 +30,13 @@ PLENTY = math.inf
 
 
 def sampling_errors(
-    name: Matrix, method: str, problem: Problem, vectors: Tensor, watch: Watch = silent
+    name: Matrix,
+    method: str,
+    problem: Problem,
+    vectors: Tensor,
+    watch: Watch = silent,
+    *,
+    memory: float | None = None,
 ) -> list[float] | None:
     """Give each vector's (k, n) standard error over the data; None where examples interact.
 
@@ -41,10 +48,10 @@ def sampling_errors(
     values, weights = [], []
     for done, chosen in enumerate(torch.arange(problem.examples).tensor_split(count), 1):
         watch(done, count, None, None)
-        group = replace(problem, batches=select(problem.batches, chosen), heldout=())
+        group = replace(problem, batches=_gathered(problem.batches, chosen), heldout=())
         if not _weighs(group):
             continue
-        A = _operator(name, method, group)
+        A = _operator(name, method, group, memory)
         products = [float(y.double() @ A.matvec(y).double()) for y in vectors]
         values.append(torch.tensor(products, dtype=torch.float64))
         weights.append(group.measure.weight)
@@ -69,10 +76,24 @@ def _weighs(group: Problem) -> bool:
         return False
 
 
-def _operator(name: Matrix, method: str, group: Problem) -> LinearOperator:
+def _gathered(batches: Sequence[Batch], chosen: Tensor) -> tuple[Batch, ...]:
+    """Gather a group in batches that are no larger than those that fitted before."""
+    found: list[Batch] = []
+    start = 0
+    for batch in batches:
+        inside = chosen[(chosen >= start) & (chosen < start + batch.size)] - start
+        found += select([batch], inside) if len(inside) else []
+        start += batch.size
+    return tuple(found)
+
+
+def _operator(
+    name: Matrix, method: str, group: Problem, memory: float | None = None
+) -> LinearOperator:
     """Build the matrix of one group, whose graph lives for a few products."""
     if name == "ggn":
-        return GaussNewton(group, PLENTY)
+        return GaussNewton(group, memory)
     if name == "empirical-fisher":
-        return EmpiricalFisher(group, PLENTY)
-    return METHODS[method](group, PLENTY)
+        return EmpiricalFisher(group, memory)
+    # A trace pays after many products only; forward mode gives the same ones untraced.
+    return METHODS["forward" if method == "linearize" else method](group, memory)

@@ -54,7 +54,11 @@ def stepped(saved: SavedOptimizer) -> dict[str, Stepped]:
 
 def keeps_state(saved: SavedOptimizer, name: str) -> bool:
     """Tell whether what the step needs to know of a parameter is there."""
-    return saved.kind in STATELESS or bool(saved.state.get(name))
+    if saved.kind in STATELESS:
+        return True
+    state = saved.state.get(name) or {}
+    # Adagrad makes its state before the first step.
+    return bool(state) and float(state.get("step", 1)) > 0
 
 
 RATIO = "ask curv ratio for its next step, and curv eig for the sharpness"

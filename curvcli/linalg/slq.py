@@ -10,6 +10,7 @@ import torch
 
 from curvcli.linalg.averages import trace
 from curvcli.linalg.basis import norm
+from curvcli.linalg.dense import dense_matrix
 from curvcli.linalg.krylov import Krylov
 from curvcli.linalg.operator import Counted, LinearOperator
 from curvcli.linalg.quadrature import Probe, Quadrature, Rule
@@ -80,15 +81,7 @@ def _rule(K: Krylov, size: int) -> Rule:
 
 def _whole(A: Counted, watch: Watch | None) -> Probe:
     """Multiply by every unit vector, and take the eigenvalues of what comes out."""
-    n = A.size
-    M = torch.empty(n, n, dtype=torch.float64)
-    for i in range(0, n, ROWS):
-        rows = range(i, min(i + ROWS, n))
-        E = torch.zeros(len(rows), n, dtype=A.like.dtype, device=A.like.device)
-        E[range(len(rows)), rows] = 1
-        M[i : rows.stop] = A.matmat(E).double().cpu()
-        if watch:
-            watch(rows.stop, n, None, None)
+    n, M = A.size, dense_matrix(A, chunk=ROWS, watch=watch)
     theta = torch.linalg.eigvalsh((M + M.T) / 2)
     # Products are as far from those of a symmetric matrix as rounding takes them, at least.
     rounding = 4 * math.sqrt(max(n, 4)) * torch.finfo(A.like.dtype).eps * norm(theta)

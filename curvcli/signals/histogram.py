@@ -5,6 +5,7 @@ width between each two powers of two. Counts over parts of the data add up exact
 is known to within a sixteenth of its size.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -38,8 +39,13 @@ class Histogram:
         self.counts += other.counts
 
     def quantile(self, share: float, low: float, high: float) -> float:
-        """Find where this share of the finite numbers is below, given the extremes of all."""
+        """Find where this share of the finite numbers is below, given the extremes of all.
+
+        It is nan where there are none.
+        """
         counts, edges = self._ascending(low, high)
+        if not len(counts):
+            return math.nan
         cumulated = counts.cumsum(0)
         wanted = share * float(cumulated[-1])
         i = int((cumulated < wanted).sum().clamp_max(len(counts) - 1))

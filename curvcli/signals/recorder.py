@@ -94,7 +94,7 @@ class Recorder(TorchFunctionMode):
         call = self._calls.pop()
         axis = axis_of(module)
         self._axis = self._axis if axis is None else axis
-        if call.leaf:
+        if call.leaf and any(plain(t) and t.numel() for t in pytree.tree_leaves(output)):
             self._gave(self._place(call.name, type(module).__name__, module), output)
 
     def _place(self, name: str, kind: str, module: nn.Module, layered: bool | None = None) -> Place:

@@ -13,15 +13,23 @@ class TrackRow:
 
     step: float | None = column("step", "count")
     checkpoint: str = column("checkpoint")
-    loss: float | None = column("loss", "real")
-    heldout: float | None = column("held out", "real")
-    accuracy: float | None = column("accuracy", "percent")
-    heldout_accuracy: float | None = column("held out", "percent")
+    loss: float | None = column("loss", "real", error="loss_error")
+    loss_error: float | None = column("std. error", "relative", detail=True)
+    heldout: float | None = column("held out", "real", error="heldout_error")
+    heldout_error: float | None = column("std. error", "relative", detail=True)
+    accuracy: float | None = column("accuracy", "percent", error="accuracy_error")
+    accuracy_error: float | None = column("std. error", "percent", detail=True)
+    heldout_accuracy: float | None = column("held out", "percent", error="heldout_accuracy_error")
+    heldout_accuracy_error: float | None = column("std. error", "percent", detail=True)
     sharpness: float | None = column("sharpness", "real", error="sharpness_error")
     sharpness_error: float | None = column("error", "relative", detail=True)
-    share: float | None = column("of threshold", "percent")
+    share: float | None = column("of threshold", "percent", error="share_error")
+    share_error: float | None = column("error", "percent", detail=True)
     threshold: float | None = column("threshold", "real", detail=True)
-    lambda_max: float | None = column("largest eigenvalue", "real", detail=True)
+    lambda_max: float | None = column(
+        "largest eigenvalue", "real", error="lambda_max_error", detail=True
+    )
+    lambda_max_error: float | None = column("error", "relative", detail=True)
     trace: float | None = column("trace", "real", error="trace_error")
     trace_error: float | None = column("std. error", "relative", detail=True)
     ratio: float | None = column("next ratio", "relative")
@@ -41,14 +49,20 @@ FIGURES: Final = {
     "dead": ("activations", "dead_units"),
 }
 """Which metric of which analysis a column shows."""
-ERRORS: Final = {"sharpness": "sharpness_error", "trace": "trace_error"}
+ERRORS: Final = {n: f"{n}_error" for n in ("sharpness", "share", "lambda_max", "trace")}
+"""Which column holds the uncertainty of such a metric."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What one checkpoint gave."""
+    """What one checkpoint gave.
+
+    `source` is the key that tells its step; `notes` are of what could not be found out.
+    """
 
     row: TrackRow
     results: Mapping[str, Result]
     failed: Mapping[str, Exception]
     provenance: Mapping[str, Any]
+    source: str = ""
+    notes: tuple[str, ...] = ()

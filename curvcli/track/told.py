@@ -1,4 +1,4 @@
-"""What is told of a run: a row for each checkpoint, the checks over all of them, and figures."""
+"""What is told of a run: a row for each checkpoint, and the checks over all of them."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,18 +6,9 @@ from typing import Final
 
 from curvcli.analyses.base import Analysis
 from curvcli.errors import CurvError, bug
-from curvcli.report import (
-    Axis,
-    Cells,
-    Check,
-    Figure,
-    Line,
-    Metric,
-    Result,
-    Status,
-    columns,
-    rows_of,
-)
+from curvcli.report import Check, Metric, Result, Status, columns, rows_of
+from curvcli.track.drawn import figures
+from curvcli.track.place import sources
 from curvcli.track.rows import TrackRow, Visit
 
 QUESTION: Final = "How did curvature, loss and steps change over this run?"
@@ -27,10 +18,13 @@ def told(
     visits: Sequence[Visit],
     refused: Mapping[str, CurvError],
     analyses: Sequence[Analysis],
-    interrupted: bool,
+    notes: Sequence[str] = (),
+    *,
+    interrupted: bool = False,
 ) -> Result:
     """Put the answer together; `refused` are the files that could not be read, by name."""
     rows = [v.row for v in visits]
+    said = (n for v in visits for n in (*v.provenance["notes"], *v.notes))
     return Result(
         name="track",
         question=QUESTION,
@@ -38,9 +32,9 @@ def told(
         columns=columns(TrackRow),
         rows=rows_of(rows),
         metrics=dict(_metrics(rows)),
-        checks=(*_unread(refused), *_checks(visits)),
-        notes=tuple(dict.fromkeys(n for v in visits for n in v.provenance["notes"])),
-        figures=tuple(_drawn(visits)),
+        checks=(*_unread(refused), *_checks(visits, interrupted=interrupted)),
+        notes=tuple(dict.fromkeys((*notes, *sources(visits), *said))),
+        figures=tuple(figures(visits)),
         options={a.name: a.model_dump() for a in analyses},
         interrupted=interrupted,
     )
@@ -49,16 +43,31 @@ def told(
 def _headline(rows: Sequence[TrackRow]) -> str:
     if not rows:
         return "nothing is known yet"
-    said = f"{len(rows)} checkpoints"
-    first, last = rows[0], rows[-1]
-    if first.step is not None and last.step is not None:
-        said += f" from step {first.step:g} to {last.step:g}"
-    said += f"; loss {first.loss:.4g} to {last.loss:.4g}"
+    said = _count(len(rows))
+    if all(r.step is not None for r in rows):
+        said += _from([r.step for r in rows], " from step ", " at step ", ".15g")
+    said += _from([r.loss for r in rows], "; loss ", "; loss ", ".4g")
     shares = [r.share for r in rows if r.share is not None]
-    if shares:
+    if len(shares) == 1:
+        said += f"; sharpness {shares[0]:.0%} of the threshold"
+    elif shares:
         said += f"; sharpness {shares[0]:.0%} of the threshold at first, {shares[-1]:.0%} at last"
         said += f", {max(shares):.0%} at most"
     return said
+
+
+def _count(checkpoints: int) -> str:
+    return f"{checkpoints} checkpoint{'' if checkpoints == 1 else 's'}"
+
+
+def _from(values: Sequence[float | None], several: str, one: str, form: str) -> str:
+    """Tell the first and the last that is known, or the only one."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return ""
+    if len(values) == 1:
+        return f"{one}{known[0]:{form}}"
+    return f"{several}{known[0]:{form}} to {known[-1]:{form}}"
 
 
 def _metrics(rows: Sequence[TrackRow]) -> Iterator[tuple[str, Metric]]:
@@ -70,9 +79,10 @@ def _metrics(rows: Sequence[TrackRow]) -> Iterator[tuple[str, Metric]]:
             "sharpness_max",
             Metric(top.sharpness, "largest sharpness", "real", top.sharpness_error),
         )
-    shares = [r.share for r in rows if r.share is not None]
+    shares = [(r.share, r.share_error) for r in rows if r.share is not None]
     if shares:
-        yield "share_max", Metric(max(shares), "largest share of the threshold", "percent")
+        share, error = max(shares, key=lambda s: s[0])
+        yield "share_max", Metric(share, "largest share of the threshold", "percent", error)
 
 
 def _unread(refused: Mapping[str, CurvError]) -> Iterator[Check]:
@@ -81,7 +91,7 @@ def _unread(refused: Mapping[str, CurvError]) -> Iterator[Check]:
         yield Check(f"checkpoint {name}", "undecided", said, error.hint)
 
 
-def _checks(visits: Sequence[Visit]) -> Iterator[Check]:
+def _checks(visits: Sequence[Visit], *, interrupted: bool) -> Iterator[Check]:
     """Gather the checks that did not pass, over the checkpoints where they did not."""
     found: dict[tuple[str, Status], list[tuple[TrackRow, Check]]] = {}
     for visit in visits:
@@ -96,74 +106,11 @@ def _checks(visits: Sequence[Visit]) -> Iterator[Check]:
             found.setdefault((name, "undecided"), []).append((visit.row, check))
     for (name, status), cases in found.items():
         row, check = cases[-1]
-        said = f"at {len(cases)} of {len(visits)} checkpoints, last {_at(row)}: {check.message}"
+        said = f"at {len(cases)} of {_count(len(visits))}, last {_at(row)}: {check.message}"
         yield Check(name, status, said, check.advice)
-    if not found and visits:
+    if not found and visits and not interrupted:
         yield Check("every checkpoint", "pass", "every check of every checkpoint passed")
 
 
 def _at(row: TrackRow) -> str:
-    return row.checkpoint if row.step is None else f"at step {row.step:g}"
-
-
-def _drawn(visits: Sequence[Visit]) -> Iterator[Figure]:
-    rows = [v.row for v in visits]
-    x = tuple(r.step if r.step is not None else float(i) for i, r in enumerate(rows))
-    step = Axis("step")
-
-    def line(label: str, key: str, error: str = "") -> Line:
-        y = tuple(getattr(r, key) for r in rows)
-        if not error:
-            return Line(label, x, y)
-        around = [(v, getattr(r, error) or 0.0) for v, r in zip(y, rows, strict=True)]
-        low = tuple(None if v is None else v - e for v, e in around)
-        return Line(label, x, y, band=(low, tuple(None if v is None else v + e for v, e in around)))
-
-    def known(*lines: Line) -> tuple[Line, ...]:
-        return tuple(x for x in lines if any(v is not None for v in x.y))
-
-    sharp = known(
-        line("sharpness, as the optimizer meets it", "sharpness", "sharpness_error"),
-        line("threshold", "threshold"),
-    )
-    if sharp:
-        yield Figure(
-            "sharpness",
-            "Sharpness against the threshold",
-            step,
-            Axis("curvature"),
-            sharp,
-            in_rows=True,
-        )
-    elif eigenvalues := known(line("largest eigenvalue", "lambda_max")):
-        yield Figure("sharpness", "Sharpness", step, Axis("curvature"), eigenvalues, in_rows=True)
-    losses = known(line("training data", "loss"), line("held out", "heldout"))
-    yield Figure("loss", "Loss", step, Axis("loss", "log"), losses, in_rows=True)
-    right = known(line("training data", "accuracy"), line("held out", "heldout_accuracy"))
-    if right:
-        yield Figure("accuracy", "Accuracy", step, Axis("share of targets"), right, in_rows=True)
-    if traces := known(line("trace", "trace", "trace_error")):
-        yield Figure("trace", "Trace of the Hessian", step, Axis("trace"), traces, in_rows=True)
-    yield from _ratios(visits, x)
-
-
-def _ratios(visits: Sequence[Visit], x: tuple[float, ...]) -> Iterator[Figure]:
-    """Draw the next step of every tensor at every checkpoint."""
-    tables = [
-        {str(r["tensor"]): r["next"] for r in v.results["ratio"].rows}
-        if "ratio" in v.results
-        else {}
-        for v in visits
-    ]
-    names = tuple(dict.fromkeys(n for t in tables for n in t))
-    if not names:
-        return
-    cells = Cells(
-        labels=names,
-        x=x,
-        values=tuple(tuple(t.get(n) for t in tables) for n in names),
-        key=Axis("update / parameter", "log"),
-    )
-    title = "How far the next step moves each tensor"
-    caption = "Norm of the update over that of the parameter; near 1e-3 is a healthy guide."
-    yield Figure("ratio", title, Axis("step"), Axis("tensor"), (), caption=caption, cells=cells)
+    return row.checkpoint if row.step is None else f"at step {row.step:.15g}"

@@ -1,28 +1,31 @@
 """One checkpoint of a run after the other, each asked the same."""
 
-import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from curvcli.analyses.base import Analysis
-from curvcli.errors import CurvError, bug
+from curvcli.errors import CurvError, bug, memory_error
 from curvcli.report import Report, Result, Status
 from curvcli.runner import answers, timed
+from curvcli.track.asked import without_arrays
+from curvcli.track.place import labels, step_of
 from curvcli.track.rows import ERRORS, FIGURES, TrackRow, Visit
 from curvcli.track.told import told
 from curvcli.work import Work
 
 if TYPE_CHECKING:
     from curvcli.load.assemble import Loaded
-
-STEPS: Final = ("step", "global_step", "iter_num", "iteration", "epoch")
-"""What checkpoints call their place in the run, the finest first."""
+    from curvcli.problem import Problem
+    from curvcli.trials.answers import Examined
 
 Load = Callable[[Path], "Loaded"]
+Ask = Callable[["Problem", str], tuple[dict[str, Result], dict[str, Exception]]]
+"""Put the questions to a problem, the progress being told under a label."""
 
 
 def track(
@@ -30,73 +33,102 @@ def track(
 ) -> Report:
     """Ask every checkpoint; one that cannot be read is told and passed over.
 
-    Ctrl-C ends it with the checkpoints that are done.
+    Ctrl-C ends it with what is done. Options that name a file for arrays are left out.
 
     Raises: CurvError where none can be read: the first one's reason.
     """
-    visits: list[Visit] = []
-    refused: dict[str, CurvError] = {}
-    interrupted = False
+    pairs = [without_arrays(a) for a in analyses]
+    plain = [analysis for analysis, _ in pairs]
+
+    def ask(problem: "Problem", label: str) -> tuple[dict[str, Result], dict[str, Exception]]:
+        named = replace(work, announce=lambda doing: work.announce(f"{label}: {doing}"))
+        return answers(problem, plain, named, seed)
+
     with timed() as times:
-        for path in paths:
-            try:
-                visit = _visit(path, load, analyses, work, seed)
-            except CurvError as error:
-                refused[path.name] = error
-                continue
-            except KeyboardInterrupt:
-                interrupted = True
-                break
-            if any(r.interrupted for r in visit.results.values()):
-                interrupted = True
-                break
-            visits.append(visit)
-    if not visits and refused:
+        visits, refused, interrupted = _visits(paths, load, ask)
+    if not visits and refused and not interrupted:
         raise next(iter(refused.values()))
     visits.sort(key=lambda v: (v.row.step is None, v.row.step or 0.0, v.row.checkpoint))
-    result = told(visits, refused, analyses, interrupted)
-    bugs = {
-        f"{name} of {v.row.checkpoint}": str(bug(error))
-        for v in visits
-        for name, error in v.failed.items()
-        if not isinstance(error, CurvError)
-    }
-    return Report(_provenance(visits), {"track": result}, bugs, times)
+    notes = [note for _, said in pairs for note in said]
+    result = told(visits, refused, plain, notes, interrupted=interrupted)
+    return Report(_provenance(visits), {"track": result}, dict(_bugs(visits, refused)), times)
 
 
-def _visit(path: Path, load: Load, analyses: Sequence[Analysis], work: Work, seed: int) -> Visit:
+def _visits(
+    paths: Sequence[Path], load: Load, ask: Ask
+) -> tuple[list[Visit], dict[str, CurvError], bool]:
+    """Visit one after the other, up to Ctrl-C; what fails at one costs no other."""
+    visits: list[Visit] = []
+    refused: dict[str, CurvError] = {}
+    for path, label in zip(paths, labels(paths), strict=True):
+        try:
+            visit = _visit(path, label, load, ask)
+        except Exception as error:
+            known = error if isinstance(error, CurvError) else memory_error(error)
+            refused[label] = known or bug(error)
+        except KeyboardInterrupt:
+            return visits, refused, True
+        else:
+            visits.append(visit)
+            if any(r.interrupted for r in visit.results.values()):
+                return visits, refused, True
+    return visits, refused, False
+
+
+def _bugs(visits: Sequence[Visit], refused: Mapping[str, CurvError]) -> Iterator[tuple[str, str]]:
+    """Tell what nobody expected, by where it happened."""
+    for name, error in refused.items():
+        if error.code == "E_INTERNAL":
+            yield f"checkpoint {name}", str(error)
+    for visit in visits:
+        for name, failure in visit.failed.items():
+            if not isinstance(failure, CurvError):
+                yield f"{name} of {visit.row.checkpoint}", str(bug(failure))
+
+
+def _visit(path: Path, label: str, load: Load, ask: Ask) -> Visit:
     loaded = load(path)
-    named = replace(work, announce=lambda doing: work.announce(f"{path.name}: {doing}"))
-    results, failed = answers(loaded.problem, analyses, named, seed)
+    problem = loaded.problem
+    step, source = step_of(path, loaded.provenance["checkpoint"]["progress"])
+    # Before the questions, which take long: Ctrl-C there then keeps all that is known.
+    examined, notes = _examined(problem, label)
+    results, failed = ask(problem, label)
     row = TrackRow(
-        step=_step(path, loaded.provenance["checkpoint"]["progress"]),
-        checkpoint=path.name,
-        loss=loaded.problem.measure.loss,
-        heldout=loaded.problem.heldout_loss,
+        step=step,
+        checkpoint=label,
+        loss=problem.measure.loss if problem.batches else None,
+        heldout=problem.heldout_loss,
         verdict=_verdict(results, failed),
-        **_accuracies(loaded),
+        **examined,
         **{**dict.fromkeys((*FIGURES, *ERRORS.values())), **dict(_figures(results))},
     )
-    return Visit(row, results, failed, loaded.provenance)
+    return Visit(row, results, failed, loaded.provenance, source, notes)
 
 
-def _step(path: Path, progress: Mapping[str, Any]) -> float | None:
-    """Read the place in the run: what the file says, else the last number of its name."""
-    said = next((progress[key] for key in STEPS if key in progress), None)
-    numbers = re.findall(r"\d+", path.stem)
-    return said if said is not None else (int(numbers[-1]) if numbers else None)
-
-
-def _accuracies(loaded: "Loaded") -> dict[str, Any]:
+def _examined(problem: "Problem", label: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Give accuracies and standard errors; a model that cannot be examined so has none."""
     from curvcli.trials.answers import examine
 
-    problem, rng = loaded.problem, torch.Generator()
-    found: dict[str, Any] = {"accuracy": None, "heldout_accuracy": None}
-    with problem.engaged():
-        for key, batches in (("accuracy", problem.batches), ("heldout_accuracy", problem.heldout)):
-            for known in examine(problem, batches, 0, rng):
-                found[key] = known.accuracy
-    return found
+    found: dict[str, Any] = {}
+    notes: list[str] = []
+    places = ("loss", "accuracy", problem.batches), ("heldout", "heldout_accuracy", problem.heldout)
+    for loss, accuracy, batches in places:
+        last: deque[Examined] = deque(maxlen=1)
+        try:
+            with problem.engaged():
+                last.extend(examine(problem, batches, 0, torch.Generator()) if batches else ())
+        except (RuntimeError, ValueError) as error:
+            last.clear()
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            notes.append(f"{accuracy} of {label} is not known: {first[:200]}")
+        known = last[0] if last else None
+        right = None if known is None else known.accuracy
+        found[f"{loss}_error"] = None if known is None else known.error
+        found[accuracy] = right
+        found[f"{accuracy}_error"] = (
+            None if right is None or known is None else known.accuracy_error
+        )
+    return found, tuple(notes)
 
 
 def _figures(results: Mapping[str, Result]) -> Iterator[tuple[str, Any]]:
@@ -126,7 +158,8 @@ def _provenance(visits: Sequence[Visit]) -> dict[str, Any]:
     first = visits[0].provenance
     named = [v.row.checkpoint for v in visits]
     summary = {key: value for key, value in first["summary"].items() if key != "loss"}
-    summary["checkpoint"] = f"{len(named)}, {named[0]} to {named[-1]}"
+    several = f"{len(named)}, {named[0]} to {named[-1]}"
+    summary["checkpoint"] = several if named[1:] else named[0]
     shared = {k: v for k, v in first.items() if k not in ("checkpoint", "loss", "notes")}
     return {
         **shared,

@@ -167,3 +167,28 @@ def test_every_number_is_finite() -> None:
     for name in ZOO:
         for row in ask(Activations(), ZOO[name]()).rows:
             assert all(math.isfinite(x) for x in row.values() if isinstance(x, float)), name
+
+
+class Masked(nn.Module):
+    """Looks at tokens through leaves that give whole numbers, and a mask of infinities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.mask = nn.Identity(), nn.Identity()
+        self.embedding, self.head = nn.Embedding(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.embedding(self.tokens(x))
+        found = found.masked_fill(self.mask(torch.full((4,), -math.inf)) > 0, 0.0)
+        out: torch.Tensor = self.head(found)
+        return out
+
+
+def test_leaves_without_finite_numbers_are_passed_over_or_told() -> None:
+    torch.manual_seed(0)
+    result = ask(Activations(), classify(Masked(), torch.arange(20) % 5))
+    rows = {r["module"]: r for r in result.rows}
+    assert list(rows) == ["embedding", "mask", "head"]
+    assert math.isnan(float(rows["mask"]["median"]))
+    assert rows["mask"]["low"] == -math.inf
+    assert Report.from_json(Report({}, {"activations": result}).to_json())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from questions import ask, classify, dense_hessian, inputs, interrupted_at, mlp
 from torch import nn
+from torch.nn import functional
 
 from curvcli.analyses.diag import Diag
 from curvcli.curvature.diagonals import roots
@@ -93,6 +94,17 @@ def test_ctrl_c_keeps_the_complete_tensors(method: Any) -> None:
         assert result.rows == ()
 
 
+@pytest.mark.parametrize("budget", [None, 60.0])
+def test_a_loss_without_curvature_of_its_own(budget: float | None) -> None:
+    def distance(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return functional.l1_loss(out, functional.one_hot(y, 3).to(out.dtype))
+
+    p = classify(mlp(6, 8, 3, act=nn.ReLU), inputs(20, 6), loss=distance)
+    result = ask(Diag(), p, budget=budget)
+    assert {r["method"] for r in result.rows} == {"gauss-newton"}
+    assert result.metrics["trace"].value == 0
+
+
 def test_all_entries_are_handed_over() -> None:
     p = problem()
     truth = p.layout.named(dense_hessian(p).diagonal())
@@ -110,7 +122,7 @@ def test_all_entries_are_handed_over() -> None:
 
 
 def test_xdiag_is_refused_where_it_does_not_fit() -> None:
-    with pytest.raises(CurvError, match="four vectors") as refused:
+    with pytest.raises(CurvError, match="five vectors") as refused:
         ask(Diag(method="xdiag"), problem(), memory=1000.0)
     assert refused.value.code == "E_MEMORY"
 
@@ -139,6 +151,7 @@ def test_comparison() -> None:
     ]  # fmt: skip
     assert whole["exact"]["error"] == 0
     assert [c.name for c in result.columns][:3] == ["method", "tensor", "error"]
+    assert ask(Diag(compare=True, probes=10), p).rows == result.rows
     for method in list(whole)[1:]:
         parts = [result.arrays[f"{method}.{n}"] for n in p.names]
         found = torch.cat([torch.tensor(d).double().reshape(-1) for d in parts])

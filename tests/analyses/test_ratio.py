@@ -167,6 +167,40 @@ def test_without_data_a_state_that_says_nothing_is_refused(
     refused(curv("ratio"), "E_SPEC", 2, "SGD does not determine the last update", "add data:")
 
 
+def test_an_optimizer_of_other_parameters_is_refused() -> None:
+    p, *_ = trained(torch.optim.Adam, lr=1e-2)
+    model = p.model
+    optimizer = torch.optim.Adam(model.get_submodule("2").parameters(), lr=1e-2)
+    saved = resolve(optimizer.state_dict(), model, {"groups": [["2.*"]]})
+    body = replace(p, names=("0.weight", "0.bias"), optimizer=lambda: saved)
+    with pytest.raises(CurvError, match="Adam moves none of the parameters") as refused:
+        ask(Ratio(), body)
+    assert refused.value.code == "E_OPTIMIZER"
+
+
+def test_an_undetermined_last_update_is_unknown() -> None:
+    p, model, optimizer, _ = trained(torch.optim.Adam, lr=1e-2)
+    del optimizer.state[model.get_submodule("2").get_parameter("bias")]
+    saved = resolve(optimizer.state_dict(), model, {})
+    result = ask(Ratio(), replace(p, batches=(), optimizer=lambda: saved))
+    rows = {r["tensor"]: r for r in result.rows}
+    assert rows["2.bias"]["last"] is None
+    assert rows["2.bias"]["remark"] == "unknown"
+    assert not any("2.bias" in c.message for c in result.checks)
+    only = replace(p, batches=(), names=("2.bias",), optimizer=lambda: saved)
+    with pytest.raises(CurvError, match="does not determine the last update"):
+        ask(Ratio(), only)
+
+
+def test_a_step_that_is_no_number_is_warned_about() -> None:
+    p, model, optimizer, _ = trained(torch.optim.Adam, lr=1e-2)
+    optimizer.state[model.get_submodule("2").get_parameter("bias")]["exp_avg"].fill_(torch.inf)
+    saved = resolve(optimizer.state_dict(), model, {})
+    result = ask(Ratio(), replace(p, optimizer=lambda: saved))
+    (check,) = [c for c in result.checks if c.name == "ratio not finite"]
+    assert (check.status, check.message) == ("warn", "no number in 2.bias")
+
+
 def saved_state(kind: type[torch.optim.Optimizer], **options: float) -> torch.optim.Optimizer:
     """Save a model after a step, with its optimizer."""
     model = small_model()

@@ -156,3 +156,20 @@ def test_the_model_is_left_as_found() -> None:
     whole(problem)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in problem.model.modules())
     assert all(p.grad is None for p in problem.model.parameters())
+
+
+class Scaled(nn.Module):
+    """Works in place between its layers, where no module sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.b(self.a(x).mul_(3))
+        return out
+
+
+def test_what_is_done_in_place_between_modules_is_refused() -> None:
+    with pytest.raises(CurvError, match="more than what goes before"):
+        whole(posed(Scaled, vectors()))

@@ -175,3 +175,12 @@ def test_diagonals_are_those_of_backpack(act: type[nn.Module]) -> None:
     assert gap(whole(problem, roots.gauss_newton), ggn) < EXACT
     if act is nn.ReLU:
         assert gap(ggn, exact) < EXACT
+
+
+def test_a_loss_linear_in_the_outputs_has_no_curvature_by_them() -> None:
+    def linear(output: Tensor, target: Tensor) -> Tensor:
+        return (output * target).mean()
+
+    p = over(custom(linear, {}), mlp, drawn(7, 2, seed=5))
+    assert not whole(p, roots.gauss_newton).any()
+    assert gap(diagonal(p)[0], dense_hessian(p).diagonal()) < 1e-9

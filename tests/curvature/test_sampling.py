@@ -78,3 +78,12 @@ def test_a_group_whose_targets_are_all_ignored_has_no_part() -> None:
     alone = sampling_errors("hessian", "kept", six, V)
     assert found is not None
     assert found == pytest.approx(alone)
+
+
+def test_a_group_is_cut_no_larger_than_the_batches() -> None:
+    from curvcli.curvature.sampling import _gathered
+
+    p = replace(posed(64), batches=tuple(select(posed(64).batches, torch.arange(i, i + 4))[0]
+                                         for i in range(0, 64, 4)))  # fmt: skip
+    found = _gathered(p.batches, torch.arange(10, 30))
+    assert [b.size for b in found] == [2, 4, 4, 4, 4, 2]

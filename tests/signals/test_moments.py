@@ -91,3 +91,9 @@ def test_what_is_not_finite_is_left_out() -> None:
     found = Histogram()
     found.add(torch.tensor([math.nan, math.inf, -math.inf, 2.0, 2.0]))
     assert found.quantile(0.5, 2.0, 2.0) == 2.0
+
+
+def test_no_finite_number_has_no_quantile() -> None:
+    found = Histogram()
+    found.add(torch.tensor([math.inf, -math.inf]))
+    assert math.isnan(found.quantile(0.5, -math.inf, math.inf))

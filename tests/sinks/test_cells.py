@@ -7,6 +7,7 @@ import pytest
 
 from curvcli.errors import CurvError
 from curvcli.report import Axis, Cells, Figure, Report, Result
+from curvcli.sinks import cells as cellwise
 from curvcli.sinks import figure
 
 
@@ -60,3 +61,23 @@ def test_cells_of_unknown_origin_are_refused(spoiled: dict[str, object]) -> None
 def test_a_number_for_every_place() -> None:
     with pytest.raises(ValueError, match="as many"):
         Cells(("a",), (1.0, 2.0), ((1.0,),), Axis("v"))
+
+
+@pytest.mark.parametrize("high", [2.1e-3, 2.5e-3, 9e-3, 0.3, 5.0])
+def test_the_key_of_any_span_has_numbers(high: float) -> None:
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas()
+    axes = canvas.subplots()
+    cells = Cells(("a",), (1.0, 2.0), ((2.0e-3, high),), Axis("v", "log"))
+    cellwise.draw(axes, cells, ["a"])
+    canvas.draw_without_rendering()
+    (key,) = axes.child_axes
+    low, top = key.get_ylim()
+    said = [t.get_text() for t in key.get_yticklabels() if low <= t.get_position()[1] <= top]
+    assert len(set(said)) == len(said) >= 2
+
+
+def test_steps_are_written_in_full() -> None:
+    wide = Cells(("a",), (12345678.0, 12345679.0), ((1.0, 2.0),), Axis("v"))
+    assert ">12345679<" in figure.svg([drawn(wide)])

@@ -1,6 +1,7 @@
 """`curv track`: the checkpoints of a run in one table and one document."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,11 @@ import pytest
 import torch
 from cases import curv, project, refused, small_model
 
+from curvcli import runner
+from curvcli.errors import CurvError
 from curvcli.report import Report
+from curvcli.track import asked, visit
+from curvcli.track.place import labels, step_of
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 
@@ -117,3 +122,119 @@ def test_the_sample_run_comes_to_the_edge_of_stability(tmp_path: Path) -> None:
     assert cells.labels == tuple(f"{i}.{k}" for i in (0, 2, 4) for k in ("weight", "bias"))
     assert (out / "track-sharpness.svg").read_text().startswith("<svg")
     assert Report.from_json(ran.out) == ran.report
+
+
+def test_equal_names_in_different_folders_are_told_apart(run: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        shutil.copy(run / "a.pt", tmp_path / name)
+        (tmp_path / name / "b.pt").write_bytes(b"")
+    ran = curv("track", "one", "two", "run/c.pt", "--spec", run / "curv.yaml", "-q",
+               "--analysis", "ratio", "--format", "json")  # fmt: skip
+    assert [r["checkpoint"] for r in rows(ran.report)] == ["one/a.pt", "two/a.pt", "c.pt"]
+    unread = [c.name for c in ran.report.results["track"].checks if "E_EMPTY" in c.message]
+    assert unread == ["checkpoint one/b.pt", "checkpoint two/b.pt"]
+    assert labels([Path("a"), Path("x/a"), Path("x/b")]) == ["a", "x/a", "b"]
+
+
+def test_what_is_done_at_a_checkpoint_survives_an_interrupt(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = runner.answers
+
+    def stopped(*arguments: Any) -> Any:
+        results, failed = whole(*arguments)
+        results["eig"] = replace(results["eig"], interrupted=True)
+        return results, failed
+
+    monkeypatch.setattr(visit, "answers", stopped)
+    (run / "0.pt").write_bytes(b"")
+    ran = curv("track", "run", "--analysis", "ratio", "--analysis", "eig", "--format", "json", "-q")
+    assert ran.code == 130
+    (row,) = rows(ran.report)
+    assert (row["checkpoint"], row["ratio"] > 0) == ("a.pt", True)
+
+
+@pytest.mark.parametrize("form", ["json", "table"])
+def test_an_interrupt_before_anything_is_known_is_no_refusal(
+    run: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(visit, "answers", stop)
+    (run / "0.pt").write_bytes(b"")
+    ran = curv("track", "run", "--analysis", "eig", "--format", form, "-q")
+    assert ran.code == 130
+    assert "nothing is known yet" in ran.out
+    assert "E_EMPTY" in ran.out
+
+
+def test_a_bug_at_one_checkpoint_costs_no_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = step_of
+
+    def broken(path: Path, progress: Any) -> Any:
+        if path.name == "a.pt":
+            raise ZeroDivisionError("odd")
+        return whole(path, progress)
+
+    monkeypatch.setattr(visit, "step_of", broken)
+    ran = curv("track", "run", "--analysis", "ratio", "--format", "json", "-q")
+    assert ran.code == 4
+    assert [r["checkpoint"] for r in rows(ran.report)] == ["b.pt", "c.pt"]
+    assert ran.report.errors["checkpoint a.pt"].startswith("E_INTERNAL: ZeroDivisionError: odd")
+
+
+def test_a_folder_that_may_not_be_read_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(CurvError, match="Permission denied") as caught:
+        asked.files([run])
+    assert caught.value.code == "E_PERMISSION"
+
+
+def test_steps_are_told_without_data(run: Path) -> None:
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(2, 4)).square().sum().backward()
+    optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 1234567}
+    torch.save(state, run / "d.pt")
+    project(run, without=("data", "loss", "optimizer"))
+    ran = curv("track", run / "d.pt", "--analysis", "ratio", "--format", "json", "-q")
+    result = ran.report.results["track"]
+    assert result.headline == "1 checkpoint at step 1234567"
+    assert ran.document["provenance"]["summary"]["checkpoint"] == "d.pt"
+    (row,) = rows(ran.report)
+    assert (row["loss"], row["accuracy"], row["verdict"].startswith("undecided")) == (
+        None, None, False,
+    )  # fmt: skip
+    assert "loss" not in {f.name for f in result.figures}
+
+
+def test_numbers_stand_with_their_errors(run: Path) -> None:
+    ran = curv("track", "run", "--analysis", "eig", "--analysis", "stability", "--format", "json")
+    for row in rows(ran.report):
+        assert row["lambda_max_error"] >= 0
+        assert row["loss_error"] > 0
+        assert row["accuracy_error"] > 0
+        assert row["share_error"] == pytest.approx(row["sharpness_error"] / row["threshold"])
+    best = max(rows(ran.report), key=lambda r: float(r["share"]))
+    assert ran.report.results["track"].metrics["share_max"].error == best["share_error"]
+
+
+def test_a_model_that_cannot_be_examined_has_no_accuracy(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no gradient here")
+
+    monkeypatch.setattr("curvcli.trials.answers.examine", refuse)
+    ran = curv("track", "run/a.pt", "--analysis", "ratio", "--format", "json", "-q")
+    (row,) = rows(ran.report)
+    assert (row["accuracy"], row["loss_error"], row["loss"] > 0) == (None, None, True)
+    assert any("no gradient here" in n for n in ran.report.results["track"].notes)

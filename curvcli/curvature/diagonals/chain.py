@@ -43,14 +43,14 @@ def chain(problem: Problem, batch: Batch) -> tuple[list[Link], Outputs]:
         for its shape.
     """
     links: list[Link] = []
-    last: list[Tensor] = []  # what the module before gave, itself
+    last: list[tuple[Tensor, int]] = []  # what the module before gave, itself, and its version
     taken: list[Tensor] = []
 
     def noting(path: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
         def before(module: nn.Module, args: Any) -> Any:
             if len(args) != 1 or not isinstance(args[0], Tensor):
                 raise refused(f"{path} ({type(module).__name__}) takes more than one tensor")
-            if last and not _same(last[0], args[0]):
+            if last and not _same(*last[0], args[0]):
                 raise refused(f"{path} ({type(module).__name__}) takes more than what goes before")
             taken[:] = [args[0].detach()]
             # A copy, since what works in place would overwrite what the module before gave.
@@ -60,7 +60,7 @@ def chain(problem: Problem, batch: Batch) -> tuple[list[Link], Outputs]:
             if not isinstance(out, Tensor):
                 raise refused(f"{path} ({type(module).__name__}) gives no tensor")
             links.append(Link(path, module, taken[0], out.detach().clone()))
-            last[:] = [out]
+            last[:] = [(out, out._version)]
 
         return before, after
 
@@ -76,12 +76,15 @@ def chain(problem: Problem, batch: Batch) -> tuple[list[Link], Outputs]:
             handle.remove()
     if len(outputs.tensors) != 1 or not links:
         raise refused(f"the model gives {len(outputs.tensors)} tensors")
-    if not _same(last[0], outputs.tensors[0]):
+    if not _same(*last[0], outputs.tensors[0]):
         raise refused(f"what {links[-1].title} gives is not what the model gives")
     return links, outputs
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Tell whether two tensors are the same numbers in the same order and memory."""
+def _same(a: Tensor, version: int, b: Tensor) -> bool:
+    """Tell whether b is what a was at that version: in its memory, in its order, unchanged since.
+
+    Views share the count of what was done in place.
+    """
     whole = a.is_contiguous() and b.is_contiguous() and a.numel() == b.numel()
-    return a is b or (whole and a.data_ptr() == b.data_ptr())
+    return b._version == version and (a is b or (whole and a.data_ptr() == b.data_ptr()))

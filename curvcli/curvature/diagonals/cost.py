@@ -64,7 +64,8 @@ def _few(exact: ExactDiagonal, problem: Problem, part: Part) -> tuple[int, Calla
     if part.way == "gauss-newton":
         total = {n: torch.zeros_like(problem.params[n]) for n in part.names}
         found = Pulled.of(problem, batch, roots.gauss_newton, layers)
-        return found.columns.count, lambda: found.add(total, lambda products: None)
+        # A loss that is piecewise linear has none.
+        return max(found.columns.count, 1), lambda: found.add(total, lambda products: None)
     use, g = exact.differentiated(problem, batch, part)
     if use is None or g is None:
         return 1, lambda: None

@@ -1,6 +1,5 @@
 """Diagonals by name, in one form: entries, how each tensor's came about, errors and cost."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,12 +11,15 @@ from curvcli.curvature.diagonals import roots
 from curvcli.curvature.diagonals.becker_lecun import BeckerLeCunDiagonal
 from curvcli.curvature.diagonals.exact import ExactDiagonal
 from curvcli.curvature.diagonals.squares import SquaresDiagonal
-from curvcli.curvature.hessian import TITLES, hessian
+from curvcli.curvature.hessian import TITLES, Chosen, hessian
+from curvcli.curvature.memory import spare
 from curvcli.errors import CurvError
+from curvcli.linalg.dense import dense_matrix
 from curvcli.linalg.diagonal import DiagonalEstimate, hutchinson_diagonal
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probing import Spread
 from curvcli.linalg.xdiag import xdiag
+from curvcli.params import Layout
 from curvcli.problem import Problem
 from curvcli.work import Watch, Work
 
@@ -50,7 +52,6 @@ class Diagonal:
     blocks: dict[str, float] = field(default_factory=dict)
     trace: Spread | None = None
     notes: tuple[str, ...] = ()
-    seconds: float = 0.0
     interrupted: bool = False
 
 
@@ -59,14 +60,11 @@ def by_method(method: Method, problem: Problem, work: Work, probes: int) -> Diag
 
     Raises: CurvError where the method is not for this model or loss.
     """
-    start = time.perf_counter()
     if method == "exact":
-        found = by_parts(ExactDiagonal(problem, work.memory), work)
-    elif method in ("hutchinson", "xdiag"):
-        found = estimated(method, problem, work, probes)
-    else:
-        found = _approximated(method, problem, work)
-    return Diagonal(**vars(found) | {"seconds": time.perf_counter() - start})
+        return by_parts(ExactDiagonal(problem, work.memory), work)
+    if method in ("hutchinson", "xdiag"):
+        return estimated(method, problem, work, probes)
+    return _approximated(method, problem, work)
 
 
 def by_parts(exact: ExactDiagonal, work: Work) -> Diagonal:
@@ -93,6 +91,10 @@ def by_parts(exact: ExactDiagonal, work: Work) -> Diagonal:
     return Diagonal(entries, ways, products, interrupted=interrupted)
 
 
+SMALLEST = 8
+"""Entries up to which probes may coincide, and tell of no error: each has its own product."""
+
+
 def estimated(method: Method, problem: Problem, work: Work, probes: int) -> Diagonal:
     """Estimate the Hessian's diagonal from random probes, with standard errors.
 
@@ -100,6 +102,8 @@ def estimated(method: Method, problem: Problem, work: Work, probes: int) -> Diag
     """
     chosen = hessian(problem, work)
     layout, A = problem.layout, chosen.operator
+    if A.size <= SMALLEST:
+        return _one_by_one(chosen, layout)
     by: Callable[..., DiagonalEstimate] = hutchinson_diagonal
     if method == "xdiag":
         by, probes = xdiag, _held(A, work, probes)
@@ -123,14 +127,29 @@ def estimated(method: Method, problem: Problem, work: Work, probes: int) -> Diag
     )
 
 
+def _one_by_one(chosen: Chosen, layout: Layout) -> Diagonal:
+    """Take every entry by its own product."""
+    entries = dense_matrix(chosen.operator).diagonal().to(chosen.operator.like.device)
+    return Diagonal(
+        entries=layout.named(entries),
+        ways=dict.fromkeys(layout.names, "one-hot"),
+        products=layout.size,
+        stderr=layout.named(torch.zeros_like(entries)),
+        blocks=dict.fromkeys(layout.names, 0.0),
+        trace=(float(entries.sum()), 0.0),
+        notes=(f"products by {TITLES[chosen.method]}", *chosen.notes),
+    )
+
+
 def _held(A: LinearOperator, work: Work, probes: int) -> int:
     """Limit XDiag's probes to what differs, and to what fits in memory."""
     probes = min(probes, max(A.size // 2, 1))
-    size = 4 * 8 * probes * A.size
-    if work.memory is not None and size > work.memory:
+    size = 5 * 8 * probes * A.size
+    room = spare(A.like.device) if work.memory is None else work.memory
+    if size > room:
         raise CurvError(
             "E_MEMORY",
-            f"xdiag holds four vectors for each of {probes} probes, {size / 1e9:.1f} GB",
+            f"xdiag holds five vectors for each of {probes} probes, {size / 1e9:.1f} GB",
             "use fewer --probes, raise --memory, or use --method hutchinson",
         )
     return probes

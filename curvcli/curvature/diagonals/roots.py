@@ -141,13 +141,15 @@ def _by_eigenvectors(problem: Problem, batch: Batch, outputs: Outputs, examples:
     slopes = gradients(share, outputs.leaves, create_graph=True)
     bent = {i: g for i, g in enumerate(slopes) if g is not None and g.requires_grad}
     leaves = [outputs.leaves[i] for i in bent]
+    if not bent:
+        return _nothing(outputs, problem.like, examples)
     H = _hessians([*bent.values()], leaves, examples)
     values, vectors = torch.linalg.eigh(H)
     order = values.abs().argsort(dim=1, descending=True)
     values = values.gather(1, order)
     S = vectors.gather(2, order[:, None].expand_as(vectors)) * values.abs().sqrt()[:, None]
-    floor = torch.finfo(outputs.leaves[0].dtype).eps * values.abs().amax() if bent else 0.0
-    count = int((values.abs() > floor).sum(dim=1).max()) if bent else 0
+    floor = torch.finfo(outputs.leaves[0].dtype).eps * values.abs().amax()
+    count = int((values.abs() > floor).sum(dim=1).max())
 
     def make(which: Tensor) -> tuple[list[Tensor], Tensor]:
         columns = S[:, :, which].permute(2, 0, 1)  # (k, N, K)
@@ -161,6 +163,16 @@ def _by_eigenvectors(problem: Problem, batch: Batch, outputs: Outputs, examples:
         return found, values[:, which].sign().T.to(outputs.leaves[0].dtype)
 
     return Columns(count, make)
+
+
+def _nothing(outputs: Outputs, like: Tensor, examples: int) -> Columns:
+    """Give the root of zero: the loss is linear in the outputs, or does not depend on them."""
+
+    def make(which: Tensor) -> tuple[list[Tensor], Tensor]:
+        zeros = [t.new_zeros(len(which), *t.shape) for t in outputs.leaves]
+        return zeros, like.new_zeros(len(which), examples)
+
+    return Columns(0, make)
 
 
 def _hessians(slopes: list[Tensor], leaves: list[Tensor], examples: int) -> Tensor:

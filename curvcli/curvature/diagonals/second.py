@@ -38,10 +38,12 @@ def pulled(
     Raises: CurvError (E_NO_HVP) where torch cannot.
     """
     options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-    if len(directions[0]) > 1:
+    count = len(directions[0])
+    if count > 1:
         try:
             found = torch.autograd.grad(roots, at, directions, is_grads_batched=True, **options)
-            return [t.detach() for t in found]
+            # What does not depend on a root is made zero without the batch's axis.
+            return [f.detach().expand(count, *t.shape) for f, t in zip(found, at, strict=True)]
         except RuntimeError:  # an operation without a batching rule
             pass
     try:

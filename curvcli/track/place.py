@@ -1,0 +1,45 @@
+"""Where a checkpoint stands in its run, and by which name it is told from the others."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from curvcli.track.rows import Visit
+
+STEPS: Final = ("step", "global_step", "iter_num", "iteration", "epoch")
+"""What checkpoints call their place in the run, the finest first."""
+FILE_NAME: Final = "file name"
+"""The source of a step that the checkpoint itself does not tell."""
+LONGEST: Final = 18
+"""Digits of a number in a file name that may be a step; nobody counts further."""
+
+
+def labels(paths: Sequence[Path]) -> list[str]:
+    """Name each by its file, or by its whole path where others have that name too."""
+    often = Counter(p.name for p in paths)
+    return [p.name if often[p.name] == 1 else str(p) for p in paths]
+
+
+def step_of(path: Path, progress: Mapping[str, Any]) -> tuple[float | None, str]:
+    """Read the place in the run, and which key says it, else the last number of the file's name."""
+    for key in STEPS:
+        if key in progress and math.isfinite(progress[key]):
+            return progress[key], key
+    numbers = re.findall(r"\d+", path.stem)
+    if numbers and len(numbers[-1]) <= LONGEST:
+        return int(numbers[-1]), FILE_NAME
+    return None, ""
+
+
+def sources(visits: Sequence[Visit]) -> Iterator[str]:
+    """Say which steps no file states, and whether they count different things."""
+    named = [v.row.checkpoint for v in visits if v.source == FILE_NAME]
+    if named:
+        more = f" and {len(named) - 3} more" if named[3:] else ""
+        yield f"step read off the file name: {', '.join(named[:3])}{more}"
+    keys = [k for k in STEPS if any(v.source == k for v in visits)]
+    if keys[1:]:
+        yield f"the steps count different things: {', '.join(keys)}; their order may be wrong"
