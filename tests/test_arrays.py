@@ -117,8 +117,8 @@ def test_two_outputs_to_one_file_are_refused_before_the_work(tmp_path: Path) -> 
 def test_the_model_and_the_spec_are_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "model.pt").rename(tmp_path / "model.csv")
     before = (tmp_path / "model.csv").read_bytes()
-    for option in ("--entries", "--out"):
-        ran = curv("weights", "model.csv", option, "model.csv", "--spec", "curv.yaml")
+    for flag in ("--entries", "--out"):
+        ran = curv("weights", "model.csv", flag, "model.csv", "--spec", "curv.yaml")
         refused(ran, "E_USAGE", 2, "model.csv is read")
     assert (tmp_path / "model.csv").read_bytes() == before
 
