@@ -106,9 +106,9 @@ def test_the_sampling_error_of_a_block_is_that_of_its_problem_alone() -> None:
 def test_the_models_own_parameters_are_a_block_and_empty_ones_are_none() -> None:
     torch.manual_seed(0)
     p = classify(Scaled(), inputs(20, 4))
-    assert p.names == ("scale", "none", "inner.weight", "inner.bias")
+    assert p.names == ("scale", "inner.weight", "inner.bias")
     assert grouped(p, "module") == {ROOT: ("scale",), "inner": ("inner.weight", "inner.bias")}
-    assert "none" not in grouped(p, "tensor")
+    assert list(grouped(p, "tensor")) == list(p.names)
     result = ask(Eig(top=1, layers="module"), p)
     assert [r["block"] for r in result.rows] == ["", ROOT, "inner"]
     truth = float(dense_hessian(p)[0, 0])

@@ -88,10 +88,11 @@ def test_reading_what_the_system_says(monkeypatch: pytest.MonkeyPatch, tmp_path:
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  5 kB\n")
     (tmp_path / "memory.max").write_text("7000\n")
     (tmp_path / "memory.current").write_text("6000\n")
+    (tmp_path / "memory.stat").write_text("anon 5500\ninactive_file 500\nactive_file 7\n")
     places = {"/proc/meminfo": tmp_path / "meminfo", "/sys/fs/cgroup": tmp_path}
     monkeypatch.setattr(memory, "Path", lambda name: places[name])
     assert memory._meminfo() == 5120
-    assert memory._cgroup() == 1000
+    assert memory._cgroup() == 1500  # a file's cache is given back on demand
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._cgroup() is None
     (tmp_path / "meminfo").unlink()
