@@ -131,6 +131,20 @@ class Bag(nn.Module):
         return out
 
 
+class Bagged(nn.Module):
+    """A bag by the function, which nothing stands in for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Parameter(torch.randn(5, 3))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = functional.embedding_bag(x, self.words, mode="sum")
+        out: Tensor = self.head(torch.tanh(found))
+        return out
+
+
 class Distances(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from curvcli.analyses import verdicts
@@ -101,7 +102,7 @@ class _Trials:
         yield from self._tried("fresh weights at chance", self._fresh)
         yield from self._tried("equal outputs", lambda: self._equal(data))
         for name in self.problem.penalties:
-            yield from self._tried(f"penalty {name}", lambda name=name: self._penalty(name))  # type: ignore[misc]
+            yield from self._tried(f"penalty {name}", partial(self._penalty, name))
         yield from self._tried("tensors with a gradient", self._arriving)
         yield from self._tried("examples apart", self._apart)
         yield from self._tried("mean over examples", self._averaged)

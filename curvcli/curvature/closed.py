@@ -120,9 +120,10 @@ def _normalised(last: _Convolved | None, given: _Norm) -> Tensor:
 
 def _activated(func: Any, x: Tensor, *args: Any, inplace: bool = False, **kwargs: Any) -> Tensor:
     if inplace or not x.requires_grad:
-        return func(x, *args, **kwargs, **{"inplace": True} if inplace else {})  # type: ignore[no-any-return]
-    found: Any = _Activation.apply(x, lambda z: func(z, *args, **kwargs))  # type: ignore[no-untyped-call]
-    out: Tensor = found
+        out: Tensor = func(x, *args, **kwargs, **{"inplace": True} if inplace else {})
+    else:
+        # torch leaves the classmethod without types, as it does below.
+        out = _Activation.apply(x, lambda z: func(z, *args, **kwargs))  # type: ignore[no-untyped-call]
     return out
 
 

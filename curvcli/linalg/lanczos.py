@@ -27,7 +27,7 @@ def least_vectors(size: int, top: int, which: Which = "largest", block: int = 1)
     return min(size, pairs + 1 + 2 * block)
 
 
-def lanczos(  # noqa: PLR0913
+def lanczos(
     A: LinearOperator,
     top: int,
     tolerance: float,

@@ -10,8 +10,8 @@ import torch
 from oracles import by_products, cut, dense_gauss_newton, dense_hessian, gap, rng
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
-from zoo import ZOO, Distances, classes, drawn, mlp, posed, sentences, unchecked, vectors
+from wild_modules import Reentrant
+from zoo import ZOO, Bagged, Distances, classes, drawn, mlp, posed, sentences, unchecked, vectors
 
 from curvcli.batches import Batch, Loss, Terms
 from curvcli.curvature.fisher import EmpiricalFisher, Fisher
@@ -297,20 +297,6 @@ def test_outputs_that_are_not_found_are_refused() -> None:
         GaussNewton(over(loss, vectors(), Returned))
 
 
-class Bagged(nn.Module):
-    """A bag by the function, which nothing stands in for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Parameter(torch.randn(5, 3))
-        self.head = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = functional.embedding_bag(x, self.words, mode="sum")
-        out: Tensor = self.head(torch.tanh(found))
-        return out
-
-
 @pytest.mark.parametrize("make", [Bagged, Distances])
 def test_models_without_a_second_derivative(make: Callable[[], nn.Module]) -> None:
     batch = Batch(classes(5, 7, 4, seed=1), classes(2, 7), 7) if make is Bagged else vectors()
@@ -355,19 +341,6 @@ def test_a_backward_that_cannot_be_differentiated_is_noticed() -> None:
     right = over(named("cross_entropy", {}), vectors(), lambda: Cubed(right=True))
     assert "from the transpose of J^T" in operator.notes[0]
     assert gap(by_products(operator), dense_gauss_newton(right)) < 1e-8
-
-
-class Reentrant(nn.Module):
-    def __init__(self, use: bool = True) -> None:
-        super().__init__()
-        self.use = use
-        self.first, self.body, self.head = nn.Linear(4, 4), mlp(), nn.Linear(2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x)
-        inner = checkpoint(self.body, h, use_reentrant=True) if self.use else self.body(h)
-        out: Tensor = self.head(inner)
-        return out
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from oracles import by_products, dense_hessian, gap, rng
 from torch import Tensor, nn
-from torch.nn import functional
 from zoo import (
     ZOO,
+    Bagged,
     Distances,
     Recurrent,
     classes,
@@ -87,20 +87,6 @@ def test_linear_regression_in_closed_form() -> None:
     X = torch.cat([b.inputs for b in problem.batches])
     X1 = torch.cat([X, torch.ones(7, 1).double()], dim=1)
     assert gap(by_products(Kept(problem)), 2 * X1.T @ X1 / 7) < 1e-14
-
-
-class Bagged(nn.Module):
-    """A bag by the function, which nothing stands in for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Parameter(torch.randn(5, 3))
-        self.head = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = functional.embedding_bag(x, self.words, mode="sum")
-        out: Tensor = self.head(torch.tanh(found))
-        return out
 
 
 @pytest.mark.parametrize("make", [Bagged, Distances])
