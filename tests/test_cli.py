@@ -235,7 +235,7 @@ def test_not_a_module(here: Path) -> None:
 def test_model_that_refuses_the_batch(here: Path) -> None:
     project(here, data={**SPEC["data"], "x": {"shape": [5]}})
     done = curv("eig")
-    refused(done, "E_MODEL", 2, "float32 (12, 5), int64 (12,)", "RuntimeError: mat1 and mat2")
+    refused(done, "E_MODEL", 2, "float32 (12, 5), int64 (12,)", "RuntimeError", "mat1 and mat2")
     assert ".py:" not in done.err, "no line of the user's is to blame"
 
 
