@@ -23,6 +23,7 @@ ROOMS = {
     "mistakes": "errors",
     "options": "errors mistakes",
     "report": "errors",
+    "document": "errors report",
     "optimizer": "errors",
     "batches": "errors",
     "derivatives": "",
@@ -54,6 +55,7 @@ ROOMS = {
 """What each room may import of the others; a package is one room, and so are the spec's files."""
 
 INSIDE = {
+    "report": "document",
     "analyses": "curvature determinism dynamics gradients linalg optimizer params problem signals "
     "trials updates",
     "cli": "load progress runner selftest work",
