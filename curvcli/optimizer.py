@@ -110,6 +110,22 @@ def optimizer_class(kind: str) -> type[Optimizer]:
 
 
 @cache
+def bare(kind: str) -> type[Optimizer]:
+    """Return the class as torch has it, less what torch.compile wants of it; for toys alone.
+
+    torch imports torch._dynamo, a second of work, to add a group and to step. A class is asked for
+    what it keeps where only a file is read, and that should not take longer than torch itself.
+    """
+    original: Any = optimizer_class(kind)
+
+    def add_param_group(self: Optimizer, group: dict[str, Any]) -> None:
+        self.param_groups.append({**self.defaults, **group})
+
+    step = torch.no_grad()(inspect.unwrap(original.step))
+    return type(kind, (original,), {"add_param_group": add_param_group, "step": step})
+
+
+@cache
 def traits(kind: str) -> Traits:
     """Ask torch's class what it keeps: let it step on a toy, plain and with every extra."""
     extras = {"amsgrad": True, "centered": True, "momentum": 0.9}
@@ -138,7 +154,7 @@ def traits(kind: str) -> Traits:
 def _toy(kind: str, shape: tuple[int, ...], options: dict[str, Any]) -> tuple[Optimizer, Tensor]:
     param = torch.nn.Parameter(torch.zeros(shape))
     param.grad = torch.ones(shape)
-    make: Any = optimizer_class(kind)
+    make: Any = bare(kind)
     return make([param], lr=0.1, **options), param
 
 

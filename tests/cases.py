@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +69,14 @@ def curv(*arguments: str | Path) -> Ran:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(a) for a in arguments])
     return Ran(int(code), _text(out), _text(err))
+
+
+def imports(code: str, *names: str) -> set[str]:
+    """Run code in a process of its own; tell which of the named modules it imported."""
+    told = f"import sys; print('', *{{*{names}}}.intersection(sys.modules), file=sys.stderr)"
+    command = [sys.executable, "-c", f"{code}\n{told}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stderr.splitlines()[-1].split())
 
 
 def _text(stream: io.TextIOWrapper) -> str:

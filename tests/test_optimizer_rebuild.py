@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvcli.errors import CurvError
-from curvcli.optimizer import Group, SavedOptimizer, classes, traits
+from curvcli.optimizer import Group, SavedOptimizer, bare, classes, traits
 
 
 def stepped(
@@ -133,6 +133,24 @@ def test_a_parameter_that_is_not_given() -> None:
     params, optimizer = stepped("Adam")
     with pytest.raises(CurvError, match="b is not among"):
         saved_as("Adam", optimizer).rebuild({"a": params["a"]})
+
+
+@pytest.mark.parametrize("kind", sorted(classes()))
+def test_a_bare_class_steps_as_torch_does(kind: str) -> None:
+    states, values = [], []
+    makes: list[Any] = [classes()[kind], bare(kind)]
+    for make in makes:
+        torch.manual_seed(0)
+        param = torch.nn.Parameter(torch.randn(3, 2))
+        optimizer = make([param], lr=0.1)
+        for _ in range(2):
+            param.grad = torch.randn_like(param)
+            optimizer.step(lambda: 1.0)
+        states.append(optimizer.state[param])
+        values.append(param.detach())
+        assert optimizer.defaults == makes[0]([param], lr=0.1).defaults
+    assert torch.equal(*values)
+    assert states[0].keys() == states[1].keys()
 
 
 def test_traits_come_from_torch() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from curvcli.errors import CurvError
 from curvcli.load.names import listed, shown
-from curvcli.optimizer import classes, optimizer_class, traits
+from curvcli.optimizer import bare, classes, optimizer_class, traits
 
 CLASS = "set optimizer.class in the spec"
 DECOUPLED = "decoupled_weight_decay"
@@ -73,7 +73,7 @@ def filled(kind: str, saved: Mapping[str, Any], spec: Mapping[str, Any]) -> dict
 
 def check_options(kind: str, options: Mapping[str, Any]) -> None:
     """Let torch's own constructor judge the values."""
-    make: Any = optimizer_class(kind)
+    make: Any = bare(kind)
     accepted = inspect.signature(make).parameters
     try:
         make(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import curv, project, refused, small_model
+from cases import curv, imports, project, refused, small_model
 from questions import ask, classify, inputs, mlp
 from torch import nn
 
@@ -165,6 +165,17 @@ def test_without_data_a_state_that_says_nothing_is_refused(
     monkeypatch.chdir(project(tmp_path, without=["data", "optimizer"]))
     saved_state(torch.optim.SGD, lr=0.1)
     refused(curv("ratio"), "E_SPEC", 2, "SGD does not determine the last update", "add data:")
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.Adagrad])
+def test_without_data_torch_compiles_nothing(
+    kind: type[torch.optim.Optimizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project(tmp_path, without=["data", "loss", "optimizer"]))
+    saved_state(kind, lr=1e-2)
+    # A second's import, which torch makes when one of its optimizers is made or steps.
+    asked = "from curvcli.__main__ import run; run(['ratio'])"
+    assert imports(asked, "torch", "torch._dynamo") == {"torch"}
 
 
 def test_an_optimizer_of_other_parameters_is_refused() -> None:
