@@ -16,8 +16,11 @@ GRAVITY: Final[tuple[Status, ...]] = ("fail", "undecided", "warn")
 
 
 def gravest_first(lines: Iterable[Line]) -> list[Line]:
-    """Sort curves: those that failed, then those whose lowest point is the highest."""
-    return sorted(lines, key=lambda line: (_rank(line), -_lowest(line)))
+    """Sort curves: those that failed, then those whose lowest point is the highest.
+
+    Curves that are not judged stay in their order.
+    """
+    return sorted(lines, key=lambda line: (_rank(line), -_lowest(line) if line.status else 0.0))
 
 
 def label(line: Line) -> str:

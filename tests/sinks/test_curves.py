@@ -73,12 +73,16 @@ def test_only_the_announcement_where_there_is_no_compact_table() -> None:
 
 
 def test_the_order_of_curves() -> None:
-    low, high = Line("low", (1, 2), (0.1, 9.0)), Line("high", (1, 2), (0.5, 0.6))
-    gap, none = Line("gap", (1, 2), (None, 0.3)), Line("none", (1, 2), (None, float("nan")))
+    low = Line("low", (1, 2), (0.1, 9.0), "pass")
+    high = Line("high", (1, 2), (0.5, 0.6), "pass")
+    gap = Line("gap", (1, 2), (None, 0.3), "pass")
+    none = Line("none", (1, 2), (None, float("nan")), "pass")
     failed = Line("failed", (1, 2), (0.0, 0.0), "fail")
     warned = Line("warned", (1, 2), (0.0, 0.0), "warn")
     found = gravest_first([none, low, warned, gap, high, failed])
     assert [line.label for line in found] == ["failed", "warned", "high", "gap", "low", "none"]
+    unjudged = [dataclasses.replace(line, status=None) for line in (none, low, gap, high)]
+    assert gravest_first(unjudged) == unjudged
 
 
 @pytest.mark.parametrize("empty", ["", None])
