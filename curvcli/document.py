@@ -24,6 +24,7 @@ from curvcli.report import (
     Result,
     Scale,
     Status,
+    Tiles,
     Value,
 )
 
@@ -156,6 +157,7 @@ def _figure_in(plain: Mapping[str, Any]) -> Figure:
         "levels": tuple(Level(**x | {"value": _number_in(x["value"])}) for x in levels),
         "ticks": tuple(Level(**x | {"value": _number_in(x["value"])}) for x in ticks),
         "cells": _cells_in(plain.get("cells")),
+        "tiles": _tiles_in(plain.get("tiles")),
     }
     return Figure(**{**plain, **read})
 
@@ -163,12 +165,26 @@ def _figure_in(plain: Mapping[str, Any]) -> Figure:
 def _cells_in(plain: Mapping[str, Any] | None) -> Cells | None:
     if plain is None:
         return None
+    return Cells(**{**plain, **_colours_in(plain), "x": _series_in(plain["x"])})
+
+
+def _tiles_in(plain: Mapping[str, Any] | None) -> Tiles | None:
+    if plain is None:
+        return None
+    channels, height, width = _list(plain["shape"])
+    if not all(isinstance(n, int) for n in (channels, height, width)):
+        raise TypeError("numbers of pixels in the pictures of a figure")
+    return Tiles(**{**plain, **_colours_in(plain), "shape": (channels, height, width)})
+
+
+def _colours_in(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what numbers shown by colour have in common."""
     labels = tuple(_list(plain["labels"]))
     if not all(isinstance(text, str) for text in (*labels, plain["key"]["title"])):
-        raise TypeError("text in the cells of a figure")
+        raise TypeError("text beside the colours of a figure")
     _among(get_args(Scale), [plain["key"]["scale"]])
     values = tuple(_series_in(row) for row in _list(plain["values"]))
-    return Cells(labels, _series_in(plain["x"]), values, Axis(**plain["key"]))
+    return {"labels": labels, "values": values, "key": Axis(**plain["key"])}
 
 
 def _points_in(line: Mapping[str, Any]) -> dict[str, Any]:

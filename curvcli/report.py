@@ -135,12 +135,34 @@ class Cells:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """Small pictures of one shape, (channels, height, width), side by side.
+
+    The numbers of a picture go from left to right, row by row from above, channel by channel. One
+    channel is shown by the colours of `key`; three are red, green and blue, and grey is zero.
+    """
+
+    labels: tuple[str, ...]
+    shape: tuple[int, int, int]
+    values: tuple[Points, ...]
+    key: Axis
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where there is not a number for every pixel, or no colour for it."""
+        numbers = {len(picture) for picture in self.values}
+        if min(self.shape) < 1 or numbers - {math.prod(self.shape)}:
+            raise ValueError("as many numbers as pixels, in the pictures of a figure")
+        if self.shape[0] not in (1, 3) or len(self.labels) != len(self.values):
+            raise ValueError("one or three channels and a label each, in the pictures of a figure")
+
+
+@dataclass(frozen=True)
 class Figure:
-    """Curves over one pair of axes, or cells, as numbers: what draws them is a sink's affair.
+    """Curves over one pair of axes, cells or tiles, as numbers: what draws them is a sink's affair.
 
     `levels` are values of y, drawn across the figure; `ticks` are values of x, drawn at its foot.
-    A figure with `cells` has nothing else; y names what their rows are. One whose numbers are
-    `in_rows` of the result need not be told in numbers too.
+    A figure with `cells` or `tiles` has nothing else; y names what the rows of cells are. One whose
+    numbers are `in_rows` of the result need not be told in numbers too.
     """
 
     name: str
@@ -152,6 +174,7 @@ class Figure:
     ticks: tuple[Level, ...] = ()
     caption: str = ""
     cells: Cells | None = None
+    tiles: Tiles | None = None
     in_rows: bool = False
 
 

@@ -4,7 +4,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from curvcli.analyses.base import Analysis
-from curvcli.analyses.hearing import by_depth, histograms, is_answer, listed, named, notes
+from curvcli.analyses.hearing import (
+    by_depth,
+    histograms,
+    is_answer,
+    listed,
+    named,
+    notes,
+    picture_book,
+)
 from curvcli.options import ArrayFile, option
 from curvcli.report import Check, Metric, Result, column
 
@@ -12,6 +20,7 @@ if TYPE_CHECKING:
     from curvcli.problem import Problem
     from curvcli.signals.depth import Trend
     from curvcli.signals.passes import Recording
+    from curvcli.signals.pictures import Pictures
     from curvcli.signals.place import Place
     from curvcli.work import Work
 
@@ -77,6 +86,7 @@ class Activations(Analysis):
 
         from curvcli.signals.depth import trend
         from curvcli.signals.passes import record, unseen
+        from curvcli.signals.pictures import pictures
 
         if problem.mode == "train" and problem.replay is None:
             seed = int(torch.randint(2**31, (), generator=work.rng))
@@ -86,7 +96,8 @@ class Activations(Analysis):
             return self.result("no batch is finished yet", interrupted=heard.interrupted)
         line = trend([heard.norm(p) for p in heard.layers])
         rows = [self._row(p, heard) for p in heard.places]
-        arrays, pictured = self._pictures(problem, heard)
+        found = pictures(problem, heard.layers)
+        drawn = picture_book(found) if found else None
         return self.result(
             self._headline(rows, line),
             rows=rows,
@@ -97,9 +108,12 @@ class Activations(Analysis):
                 self._reached(heard),
                 self._trend(heard, line),
             ],
-            notes=[*notes(heard, problem.mode, len(unseen(problem))), *pictured],
-            figures=[histograms(heard), *by_depth(heard, line)],
-            arrays=arrays,
+            notes=[
+                *notes(heard, problem.mode, len(unseen(problem))),
+                *self._of_pictures(found, drawn=drawn is not None),
+            ],
+            figures=[histograms(heard), *by_depth(heard, line), *([drawn] if drawn else [])],
+            arrays=_arrays(found) if found else {},
             interrupted=heard.interrupted,
         )
 
@@ -228,17 +242,20 @@ class Activations(Analysis):
             found["gradient_decades"] = Metric(line.decades, title, "real", line.decades_error)
         return found
 
-    def _pictures(self, problem: "Problem", heard: "Recording") -> tuple[dict[str, Any], list[str]]:
-        """Give the first layer's weights as arrays, and say what they are."""
-        from curvcli.signals.pictures import pictures
-
-        found = pictures(problem, heard.layers)
+    def _of_pictures(self, found: "Pictures | None", *, drawn: bool) -> list[str]:
         if found is None:
             asked = "the first layer does not look at pictures: no --weights to write"
-            return {}, [asked] if self.weights else []
+            return [asked] if self.weights else []
         size = "x".join(map(str, found.pixels.shape[1:]))
-        said = f"--weights FILE takes {len(found.pixels)} pictures of {size}, the weights of "
-        said += found.layer or "the model"
-        square = ", its rows of inputs taken for squares" if found.guessed else ""
-        array = found.pixels.float().cpu().numpy().copy()
-        return {f"{found.layer}.weight".lstrip("."): array}, [said + square]
+        where = "are drawn as a figure" if drawn else "are too large for a figure"
+        square = "; its rows of inputs were taken for squares" if found.guessed else ""
+        name = found.layer or "the model"
+        return [
+            f"the weights of {name}, {len(found.pixels)} pictures of {size}, {where}; "
+            f"--weights FILE takes them as arrays{square}"
+        ]
+
+
+def _arrays(found: "Pictures") -> dict[str, Any]:
+    array = found.pixels.float().cpu().numpy().copy()
+    return {f"{found.layer}.weight".lstrip("."): array}

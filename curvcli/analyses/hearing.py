@@ -1,16 +1,21 @@
 """What is told and drawn of what was heard in a model: names, notes, figures."""
 
+import math
 from typing import TYPE_CHECKING
 
-from curvcli.report import Axis, Figure, Line
+from curvcli.report import Axis, Figure, Line, Tiles
 
 if TYPE_CHECKING:
     from curvcli.signals.depth import Trend
     from curvcli.signals.passes import Recording
+    from curvcli.signals.pictures import Pictures
     from curvcli.signals.place import Place
 
 GRID = tuple((k - 16) / 4 - 0.125 for k in range(34))
 """Edges of the bins of a drawn histogram, in root mean squares; one is around zero."""
+
+PICTURED, PIXELS = 60, 50_000
+"""Pictures of weights that are drawn, and the numbers that they may have together."""
 
 DRAWN = 24
 """Histograms that are drawn; those of more places are in the quantiles of the rows."""
@@ -80,6 +85,41 @@ def histograms(heard: "Recording") -> Figure:
         lines=tuple(lines),
         caption="A peak at zero is what is off, peaks at both ends are what is saturated."
         + (f" The {DRAWN} flattest of {len(heard.places)}." if heard.places[DRAWN:] else ""),
+    )
+
+
+def picture_book(found: "Pictures") -> Figure | None:
+    """Draw what the first layer looks for; None where a picture is too large for a document.
+
+    A colour needs no more than four digits; `--weights` has them all.
+    """
+    pixels = found.pixels.double().cpu()
+    if pixels.shape[1] not in (1, 3):
+        pixels = pixels.flatten(0, 1).unsqueeze(1)
+    of, *shape = pixels.shape
+    fitting = min(of, PICTURED, PIXELS // max(math.prod(shape), 1))
+    if not fitting:
+        return None
+    chosen = pixels.flatten(1).norm(dim=1).topk(fitting).indices.sort().values.tolist()
+    channels, height, width = shape
+    per = of // len(found.pixels)
+    where = found.layer or "the model"
+    caption = "Red is positive, blue is negative." if channels == 1 else "Grey is zero."
+    if fitting < of:
+        caption += f" The {fitting} largest of {of}."
+    return Figure(
+        name="weights",
+        title=f"weights of {where}, {width} x {height} for each unit",
+        x=Axis(""),
+        y=Axis("units by number" if per == 1 else "units and channels by number"),
+        lines=(),
+        caption=caption,
+        tiles=Tiles(
+            tuple(str(i) if per == 1 else f"{i // per}.{i % per}" for i in chosen),
+            (channels, height, width),
+            tuple(tuple(float(f"{v:.4g}") for v in pixels[i].flatten().tolist()) for i in chosen),
+            Axis("weight"),
+        ),
     )
 
 

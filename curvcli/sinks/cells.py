@@ -3,11 +3,12 @@
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from curvcli.report import Cells, Format
+from curvcli.report import Axis, Cells, Format
 from curvcli.sinks.text import clean, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
 
 MOST: Final = 14
 """Numbers at the foot of the columns, and names of rows beside them, that can be read."""
@@ -20,7 +21,6 @@ def draw(axes: "Axes", cells: Cells, names: list[str]) -> None:
     import numpy
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm, Normalize
-    from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator
 
     log = cells.key.scale == "log"
     values = numpy.array(
@@ -42,16 +42,24 @@ def draw(axes: "Axes", cells: Cells, names: list[str]) -> None:
     columns = range(0, len(cells.x), -(-len(cells.x) // MOST) or 1)
     axes.set_xticks([i + 0.5 for i in columns], [_place(cells.x[i]) for i in columns])
     axes.tick_params(length=0)
+    key(axes, drawn, cells.key)
+
+
+def key(axes: "Axes", drawn: "ScalarMappable", title: Axis) -> None:
+    """Say beside the axes what the colours stand for."""
+    from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator
+
     # Powers of ten alone may leave a key of few decades without a number.
-    ticks: Any = None
-    if log and high < low * 10**DECADES:
+    low, high = drawn.get_clim()
+    ticks: Any = None if title.scale == "log" else AutoLocator()
+    if title.scale == "log" and high < low * 10**DECADES:
         ticks = AutoLocator() if high < 4 * low else LogLocator(subs=(1, 2, 5))
     form: Format = "real" if isinstance(ticks, AutoLocator) else "relative"
-    key = axes.figure.colorbar(drawn, cax=axes.inset_axes((1.02, 0, 0.025, 1)), ticks=ticks)
-    key.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: number(float(v), form)))
-    key.ax.minorticks_off()
-    key.set_label(clean(cells.key.title))
-    key.outline.set_visible(False)
+    bar = axes.figure.colorbar(drawn, cax=axes.inset_axes((1.02, 0, 0.025, 1)), ticks=ticks)
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: number(float(v), form)))
+    bar.ax.minorticks_off()
+    bar.set_label(clean(title.title))
+    bar.outline.set_visible(False)
 
 
 def _place(x: float | None) -> str:

@@ -10,7 +10,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, Final
 
 from curvcli.report import Figure
-from curvcli.sinks import cells, layout
+from curvcli.sinks import cells, layout, tiles
 from curvcli.sinks.layout import Block
 from curvcli.sinks.strokes import Stroke
 from curvcli.sinks.text import clean, number
@@ -76,7 +76,7 @@ def svg(figures: Sequence[Figure]) -> str:
 
 def _draw(block: Block, canvas: "Canvas", top: float, height: float) -> None:
     """Draw a figure, its top that far above the foot of a canvas of this height."""
-    width, left = layout.WIDTH, layout.LEFT
+    width, left, inner = layout.WIDTH, layout.LEFT, block.inner
     title, above, plot, below, legend, caption, _ = (top - y for y in block.tops)
 
     def write(lines: list[str], x: float, y: float, step: float, **look: Any) -> None:
@@ -85,13 +85,15 @@ def _draw(block: Block, canvas: "Canvas", top: float, height: float) -> None:
 
     write(block.title, left, title, layout.BOLD_LINE, weight="bold", size=layout.BOLD_SIZE)
     write(block.above, left, above, layout.LINE)
-    inner = width - block.left - block.right
     box = (block.left, plot - block.plot, inner, block.plot)
     axes = canvas.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
     write(block.below, block.left + inner / 2, below, layout.LINE, ha="center")
     write(block.caption, left, caption, layout.LINE, color="#444444")
     if block.figure.cells is not None:
         cells.draw(axes, block.figure.cells, block.names)
+        return
+    if block.figure.tiles is not None:
+        tiles.draw(axes, block.figure.tiles, inner)
         return
     axes.set_xscale(block.figure.x.scale)
     axes.set_yscale(block.figure.y.scale)

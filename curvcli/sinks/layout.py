@@ -7,6 +7,7 @@ from typing import Final
 from rich.cells import cell_len
 
 from curvcli.report import Figure
+from curvcli.sinks import tiles
 from curvcli.sinks.fold import fold
 from curvcli.sinks.strokes import Stroke, hidden, strokes
 from curvcli.sinks.text import clean
@@ -64,15 +65,22 @@ class Block:
             labels=["\n".join(fold(_cut(stroke.label), LABEL_CELLS)) for stroke in drawn],
             title=fold(clean(figure.title), BOLD_CELLS),
             above=fold(clean(figure.y.title), CELLS),
-            below=fold(clean(figure.x.title), CELLS),
+            below=fold(clean(figure.x.title), CELLS) if figure.x.title else [],
             caption=[line for text in caption for line in fold(text, CELLS)],
         )
 
     @property
     def plot(self) -> float:
         """Give the height of the axes."""
-        cells = self.figure.cells
+        cells, pictures = self.figure.cells, self.figure.tiles
+        if pictures is not None:
+            return tiles.size(pictures, self.inner)
         return HEIGHT if cells is None else ROW * min(max(len(cells.labels), 2), ROWS)
+
+    @property
+    def inner(self) -> float:
+        """Give the width of the axes."""
+        return WIDTH - self.left - self.right
 
     @property
     def left(self) -> float:
@@ -85,7 +93,7 @@ class Block:
     @property
     def right(self) -> float:
         """Give how far from the edge the axes end: before the key of the colours, if there is."""
-        return RIGHT if self.figure.cells is None else KEY
+        return KEY if self.figure.cells or self.figure.tiles else RIGHT
 
     @property
     def names(self) -> list[str]:
@@ -108,7 +116,7 @@ class Block:
             MARGIN,
             BOLD_LINE * len(self.title),
             LINE * len(self.above) + GAP / 2,
-            self.plot + NUMBERS,
+            self.plot + (0 if self.figure.tiles else NUMBERS),
             LINE * len(self.below) + GAP,
             ENTRY * -(-entries // self.columns) + FOLD * folds + GAP,
             LINE * len(self.caption) + MARGIN,

@@ -94,7 +94,7 @@ def test_a_layer_without_gradient_is_named() -> None:
 
 def test_the_trend_is_drawn_over_the_layers() -> None:
     result = ask(Activations(), posed(HEALTHY["residual"]._replace(steps=0), 0))
-    histograms, depth = result.figures
+    histograms, depth, _ = result.figures
     assert [line.label for line in depth.lines] == ["gradient", "trend"]
     assert len(depth.lines[0].x) == 39
     assert all(0.8 < sum(y or 0 for y in line.y) <= 1 + 1e-4 for line in histograms.lines)
@@ -127,6 +127,44 @@ def test_first_weights_are_pictures(tmp_path: Path) -> None:
         saved = torch.load(SAMPLES / f"{name}.pt", weights_only=True)
         weights = next(v for k, v in saved.items() if k.endswith("state_dict"))
         numpy.testing.assert_array_equal(found[1].reshape(-1), weights[layer].flatten().numpy())
+
+
+@pytest.mark.parametrize(
+    ("first", "shape", "drawn", "labels"),
+    [
+        (nn.Conv2d(3, 70, 3), (3, 9, 9), (3, 3, 3), 60),
+        (nn.Conv2d(1, 4, (2, 3)), (1, 9, 9), (1, 2, 3), 4),
+        (nn.Conv2d(2, 4, 3), (2, 9, 9), (1, 3, 3), 8),
+        (nn.Sequential(nn.Flatten(), nn.Linear(60, 5)), (3, 4, 5), (3, 4, 5), 5),
+        (nn.Sequential(nn.Flatten(), nn.Linear(28 * 30, 99)), (28, 30), (1, 28, 30), 59),
+    ],
+)
+def test_pictures_are_drawn(
+    first: nn.Module, shape: tuple[int, ...], drawn: tuple[int, ...], labels: int
+) -> None:
+    x = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+    weight = next(p for p in first.parameters() if p.ndim > 1)
+    model = nn.Sequential(first, nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
+    model(x)
+    result = ask(Activations(), classify(model, x))
+    (tiles,) = [f.tiles for f in result.figures if f.name == "weights"]
+    assert tiles is not None
+    assert (tiles.shape, len(tiles.labels)) == (drawn, labels)
+    pictures = weight.detach().reshape(-1, math.prod(drawn)).numpy()
+    numbers = [label.split(".") for label in tiles.labels]
+    at = [int(n[0]) * (len(pictures) // len(weight)) + int(n[1] if n[1:] else 0) for n in numbers]
+    numpy.testing.assert_allclose(numpy.array(tiles.values, float), pictures[at], rtol=1e-3)
+    left = numpy.delete(numpy.linalg.norm(pictures, axis=1), at)
+    assert left.max(initial=0) <= numpy.linalg.norm(pictures[at], axis=1).min()
+
+
+def test_pictures_too_large_for_a_figure_are_told() -> None:
+    x = inputs(3, 230 * 230).reshape(3, 230, 230)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(230 * 230, 3))
+    result = ask(Activations(), classify(model, x))
+    assert not [f for f in result.figures if f.tiles]
+    assert "3 pictures of 1x230x230, are too large for a figure" in " ".join(result.notes)
+    assert result.arrays["1.weight"].shape == (3, 1, 230, 230)
 
 
 def test_what_is_no_picture_is_told(tmp_path: Path) -> None:
