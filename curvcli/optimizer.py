@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from curvcli.errors import CurvError
@@ -33,6 +33,29 @@ class SavedOptimizer:
     state: dict[str, State]
     rule: str  # how the names were found, for the report
     verified: bool  # False where there was nothing to compare the names with, as with plain SGD
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, model: nn.Module) -> "SavedOptimizer":
+        """Take an optimizer as it stands, beside the model that it trains.
+
+        Raises: CurvError (E_OPTIMIZER) where its class is not torch's own, or it steps what is no
+        parameter of this model.
+        """
+        kind = type(optimizer).__name__
+        if classes().get(kind) is not type(optimizer):
+            hint = f"torch.optim's are known: {', '.join(sorted(classes()))}"
+            raise CurvError("E_OPTIMIZER", f"{kind} is no optimizer of torch", hint)
+        names = {id(p): name for name, p in model.named_parameters()}
+        groups = []
+        for group in optimizer.param_groups:
+            unknown = [tuple(p.shape) for p in group["params"] if id(p) not in names]
+            if unknown:
+                said = f"the optimizer steps a tensor of shape {unknown[0]} that is not the model's"
+                raise CurvError("E_OPTIMIZER", said, "pass the model that it was made for")
+            options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+            groups.append(Group(tuple(names[id(p)] for p in group["params"]), options))
+        state = {names[id(p)]: dict(entries) for p, entries in optimizer.state.items()}
+        return cls(kind, tuple(groups), state, "the tensors that it holds", True)
 
     def rebuild(self, params: Mapping[str, Tensor]) -> Optimizer:
         """Return a torch optimizer over these leaf tensors whose next step is the trainer's.

@@ -24,7 +24,8 @@ def optimizer_of(problem: Problem) -> SavedOptimizer:
         raise CurvError(
             "E_OPTIMIZER",
             "the checkpoint holds no optimizer state, and the spec does not say class and lr",
-            "save optimizer.state_dict() too, or write optimizer: {class: SGD, lr: 0.1}",
+            "save optimizer.state_dict() too, or write optimizer: {class: SGD, lr: 0.1} "
+            "(from Python, pass optimizer=)",
         )
     return saved
 

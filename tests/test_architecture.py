@@ -61,7 +61,7 @@ INSIDE = {
     "cli": "load progress runner selftest work",
     "track": "load trials",
     "testing": "curvcli",
-    "curvcli": "analyses batches load options output problem work",
+    "curvcli": "analyses batches load modules optimizer options output problem work",
     "__main__": "analyses cli mistakes sinks",
 }
 """What a room may import besides inside its functions, where it costs nothing at start-up."""

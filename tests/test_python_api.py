@@ -1,6 +1,7 @@
 """From Python, each analysis is a function; the model is left as it was."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,17 +53,81 @@ def state(model: nn.Module) -> tuple[Any, ...]:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {"diag": {"method": "exact"}}
-NEEDS_AN_OPTIMIZER = {"ratio", "stability"}
-ASKED = [name for name in registry() if name not in NEEDS_AN_OPTIMIZER]
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", registry())
 def test_the_model_is_left_as_it_was(name: str) -> None:
     model, data = touched(), loader()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     before = state(model)
-    result = getattr(curvcli, name)(model, LOSS, data, **OPTIONS.get(name, {}))
+    options = {"optimizer": optimizer, **OPTIONS.get(name, {})}
+    result = getattr(curvcli, name)(model, LOSS, data, **options)
     assert result.name == name
     torch.testing.assert_close(state(model), before, rtol=0, atol=0, equal_nan=True)
+
+
+def trained(**options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = small_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, **options)
+    for _ in range(3):
+        take_a_step(model, optimizer, math.inf)
+    return model, optimizer
+
+
+def take_a_step(model: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> None:
+    ((x, y),) = loader(12)
+    optimizer.zero_grad()
+    torch.autograd.backward(LOSS(model(x), y))
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, nn.DataParallel])
+def test_the_next_step_of_an_optimizer(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model, optimizer = trained(weight_decay=0.1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    rows = curvcli.ratio(
+        wrap(model), LOSS, loader(), optimizer=optimizer, training={"grad_clip": 1e-3}
+    ).rows
+    torch.testing.assert_close(optimizer.state_dict(), saved, rtol=0, atol=0)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    take_a_step(model, optimizer, 1e-3)
+    for row, (name, p) in zip(rows, model.named_parameters(), strict=True):
+        assert row["tensor"] == name
+        assert row["next_update"] == pytest.approx(
+            float((p.detach() - before[name]).norm()), rel=1e-4
+        )
+
+
+def test_stability_of_an_optimizer() -> None:
+    model, optimizer = trained()
+    result = curvcli.stability(model, LOSS, loader(), optimizer=optimizer)
+    assert result.metrics["margin"].value
+
+
+@pytest.mark.parametrize("name", ["ratio", "stability"])
+def test_optimizers_that_say_nothing_are_refused(name: str) -> None:
+    class Own(torch.optim.SGD):
+        pass
+
+    ask, model = getattr(curvcli, name), small_model()
+    for optimizer, said in (
+        (None, "pass optimizer="),
+        (Own(model.parameters(), lr=0.1), "Own is no optimizer of torch"),
+        (torch.optim.SGD(small_model().parameters(), lr=0.1), r"shape \(3, 4\) that is not the"),
+    ):
+        with pytest.raises(CurvError, match=said) as refused:
+            ask(model, LOSS, loader(), optimizer=optimizer)
+        assert refused.value.code == "E_OPTIMIZER"
+
+
+def test_sanity_with_what_it_can_be_given() -> None:
+    def checked(**rest: Any) -> set[str]:
+        result = curvcli.sanity(small_model(), LOSS, loader(), **rest)
+        return {check.name for check in result.checks} | set(result.metrics)
+
+    more = checked(heldout=loader(), fresh=small_model) - checked()
+    assert more >= {"fresh weights at chance", "heldout_loss", "gap"}
 
 
 def test_also_after_an_exception() -> None:
