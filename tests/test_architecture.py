@@ -48,7 +48,8 @@ ROOMS = {
     "track": "analyses errors options report runner work",
     "runner": "analyses errors report work",
     "output": "errors files options report sinks",
-    "cli": "analyses errors flags options output report spec track version",
+    "commands": "analyses errors flags options output report spec track",
+    "cli": "analyses commands flags output spec track version",
     "curvcli": "version",
     "__main__": "errors",
 }
@@ -58,7 +59,7 @@ INSIDE = {
     "report": "document",
     "analyses": "curvature determinism dynamics gradients linalg optimizer params problem signals "
     "trials updates",
-    "cli": "load progress runner selftest work",
+    "commands": "load progress runner selftest track work",
     "track": "load trials",
     "testing": "curvcli",
     "curvcli": "analyses batches load modules optimizer options output problem work",
@@ -80,9 +81,9 @@ LIBRARIES = {
 
 NEVER = {
     "torch": "sinks spec",
-    "pandas": "analyses cli",
-    "rich": "analyses linalg cli spec",
-    "matplotlib": "analyses cli linalg output report spec",
+    "pandas": "analyses cli commands",
+    "rich": "analyses cli commands linalg spec",
+    "matplotlib": "analyses cli commands linalg output report spec",
 }
 """The rooms that may not import a library at all."""
 
