@@ -32,7 +32,7 @@ def __getattr__(name: str) -> "Callable[..., Result]":
         batches: Iterable[Any],
         *,
         seed: int = 0,
-        mode: str = "eval",
+        mode: str = "auto",
         optimizer: Any = None,
         training: Mapping[str, float] | None = None,
         heldout: Iterable[Any] = (),
@@ -60,7 +60,8 @@ def __getattr__(name: str) -> "Callable[..., Result]":
         # A DataLoader draws from the process's generator, even where it does not shuffle.
         with torch.random.fork_rng(devices=[]):
             problem = Problem.of(
-                model, as_loss(loss), (as_batch(b) for b in batches), mode=mode,
+                model, as_loss(loss), (as_batch(b) for b in batches),
+                mode="eval" if mode == "auto" else mode, free=mode == "auto",
                 optimizer=saved, training=training or {},
                 heldout=tuple(as_batch(b) for b in heldout), fresh=fresh,
             )  # fmt: skip

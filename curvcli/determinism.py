@@ -80,7 +80,7 @@ def _advice(problem: Problem) -> str:
     """Try what would make the gradient repeat; empty where nothing does."""
     one = replace(problem, batches=problem.batches[:1], heldout=())
     ways = []
-    if problem.mode == "train" and _repeats(replace(one, mode="eval")):
+    if problem.mode != "eval" and _repeats(replace(one, mode="eval")):
         ways.append("--mode eval")
     if problem.replay is None and _repeats(replace(one, replay=0)):
         ways.append("curv gradcheck --replay-rng")

@@ -19,7 +19,8 @@ from curvcli.modules import copied, first_not_finite, held, seeded, unwrapped, w
 from curvcli.optimizer import SavedOptimizer
 from curvcli.params import Layout, matching
 
-Mode = Literal["eval", "train"]
+Mode = Literal["eval", "train", "batchnorm"]
+"""`batchnorm` is eval, but batch normalisation goes by its batch's own statistics."""
 Penalty = Callable[[nn.Module], Tensor]
 """A scalar function of a model's parameters."""
 
@@ -37,6 +38,8 @@ class Problem:
     batches: tuple[Batch, ...]
     names: tuple[str, ...]
     mode: Mode = "eval"
+    free: bool = False
+    """Whether nobody asked for the mode, so that what asks about steps may take another."""
     optimizer: Callable[[], SavedOptimizer | None] = lambda: None
     """Finds the saved optimizer; called where it is needed, since it may be refused."""
     heldout: tuple[Batch, ...] = ()
@@ -78,11 +81,11 @@ class Problem:
         batches = tuple(batches)
         if not batches:
             raise CurvError("E_DATA", "there are no examples", "check data: in the spec")
-        normalised = any(isinstance(m, _BatchNorm) for m in model.modules())
-        if rest.get("mode") == "train" and normalised and len(batches) > 1:
+        mode = rest.get("mode", "eval")
+        if mode != "eval" and len(batches) > 1 and normalisations(model):
             raise CurvError(
                 "E_USAGE",
-                f"in train mode BatchNorm makes the loss depend on how the {len(batches)} batches "
+                f"in {mode} mode BatchNorm makes the loss depend on how the {len(batches)} batches "
                 "are cut",
                 "use a --batch-size that holds all --samples, or --mode eval",
             )
@@ -192,6 +195,8 @@ class Problem:
                 torch.random.fork_rng(devices=devices),
                 held(self.model, training=training, trainable=wanted),
             ):
+                for module in normalisations(self.model) if self.mode == "batchnorm" else ():
+                    module.train()
                 yield
         finally:
             self._held.pop()
@@ -293,6 +298,11 @@ class Problem:
                 return list(self.names)
             found = optional_derivatives([share], tuple(self.params.values()))
         return [n for n, g in zip(self.names, found, strict=True) if g is None]
+
+
+def normalisations(model: nn.Module) -> list[nn.Module]:
+    """List the modules that make examples interact in training."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm)]
 
 
 class Measure(NamedTuple):

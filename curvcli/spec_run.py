@@ -80,8 +80,10 @@ class Run(Options):
         "auto", "precision; auto is float32, and float64 for gradcheck"
     )
     seed: int = option(0, "seed of everything random", ge=0, lt=2**63)
-    mode: Literal["eval", "train"] = option(
-        "eval", "mode of the model; train has BatchNorm use its batch"
+    mode: Literal["auto", "eval", "train", "batchnorm"] = option(
+        "auto",
+        "mode of the model; batchnorm is eval with BatchNorm by its batch, and auto is eval, but "
+        "batchnorm for ratio and stability",
     )
     params: Annotated[tuple[str, ...], BeforeValidator(listed, str | tuple[str, ...])] = option(
         ("*",), "only parameters whose names match", metavar="GLOB", shown="all"

@@ -34,6 +34,7 @@ ROOMS = {
     "dynamics": "errors optimizer",
     "spec": "errors mistakes options",
     "load": "batches errors mistakes modules options optimizer params problem spec version",
+    "training": "batches curvature errors problem",
     "curvature": "batches derivatives determinism dynamics errors linalg params problem work",
     "gradients": "batches curvature derivatives errors linalg modules params problem work",
     "signals": "batches derivatives modules problem work",
@@ -58,7 +59,7 @@ ROOMS = {
 INSIDE = {
     "report": "document",
     "analyses": "curvature determinism dynamics gradients linalg optimizer params problem signals "
-    "trials updates",
+    "training trials updates",
     "commands": "load progress runner selftest track work",
     "track": "load trials",
     "testing": "curvcli",
@@ -69,7 +70,7 @@ INSIDE = {
 
 LIBRARIES = {
     "torch": "batches curvature derivatives determinism dynamics gradients linalg load modules "
-    "optimizer params problem runner selftest track signals trials updates",
+    "optimizer params problem runner selftest track training signals trials updates",
     "numpy": "load",
     "rich": "sinks",
     "typer": "cli flags",

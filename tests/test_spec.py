@@ -321,7 +321,7 @@ def test_data(text: str, data: Any) -> None:
         ("optimizer: {groups: [a]}", "2: optimizer.groups.0: 'a' should be a list"),
         ("optimizer: {grad_clip: 0}", "2: optimizer.grad_clip: 0 should be greater than 0"),
         ("run: {device: gpu}", "2: run.device: 'gpu' is not a device; known are auto, cpu, cuda,"),
-        ("run: {mode: evl}", "2: run.mode: 'evl' should be 'eval' or 'train' — did you mean 'eval"),
+        ("run: {mode: evl}", "2: run.mode: 'evl' should be 'auto', 'eval', 'train' or 'batchnorm'"),
         ("run: {seed: -1}", "2: run.seed: -1 should be greater than or equal to 0"),
         ("run: {budget: soon}", "2: run.budget: 'soon' is not a quantity such as 60s, 5m or 1.5h"),
         ("analyses: [eig]", "2: analyses: should be a mapping"),

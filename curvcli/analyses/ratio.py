@@ -73,6 +73,7 @@ class Ratio(Analysis):
     def run(self, problem: "Problem", work: "Work") -> Result:
         """Recover the last update and take the next one."""
         from curvcli.determinism import probe
+        from curvcli.training import as_trained
         from curvcli.updates import last_updates, next_updates, optimizer_of
 
         saved = optimizer_of(problem)
@@ -86,6 +87,7 @@ class Ratio(Analysis):
         params: dict[str, Tensor] = dict(problem.model.named_parameters())
         last = last_updates(saved, params)
         if problem.batches:
+            problem = as_trained(problem, work.memory)
             probe(problem)
             following, gradients = next_updates(problem, saved)
             steps = Steps(params, last, following, gradients)
@@ -207,6 +209,7 @@ class Ratio(Analysis):
         ]
 
     def _notes(self, problem: "Problem", saved: "SavedOptimizer", steps: Steps) -> list[str]:
+        from curvcli.training import normalised
         from curvcli.updates import matched, summed
 
         notes = matched(saved)
@@ -217,9 +220,10 @@ class Ratio(Analysis):
         if steps.next is None:
             return [*notes, "no next ratio, which needs data and loss in the spec"]
         notes.append(
-            f"next ratio: one step with the gradient over all {problem.examples} examples, "
-            f"model in {problem.mode} mode"
+            f"next ratio: one step with the gradient over all {problem.examples} examples, model "
+            f"in {'train' if problem.mode == 'train' else 'eval'} mode"
         )
+        notes += normalised(problem)
         if summed(problem) > 1:
             notes.append(
                 f"gradient: the sum over {summed(problem):g} micro-batches, as the spec says"

@@ -68,9 +68,11 @@ class Stability(Analysis):
         from curvcli.curvature.matrices import described
         from curvcli.curvature.preconditioned import preconditioned
         from curvcli.dynamics.laws import reference
+        from curvcli.training import as_trained
         from curvcli.updates import matched, optimizer_of, summed
 
         saved = optimizer_of(problem)
+        problem = as_trained(problem, work.memory)
         part, laws = _moving(problem, saved)
         edge = Edge(laws, reference(laws).scale, self.edge)
         chosen = hessian(part, work)
@@ -226,7 +228,9 @@ def _units(saved: "SavedOptimizer", edge: Edge) -> Iterator[str]:
 def _caveats(problem: "Problem", part: "Problem", saved: "SavedOptimizer") -> Iterator[str]:
     """Say what the theory leaves out here."""
     from curvcli.dynamics.laws import keeps_state
+    from curvcli.training import normalised
 
+    yield from normalised(problem)
     yield (
         f"theory of full batches, on the quadratic around this point over {problem.examples} "
         "examples: the noise of smaller batches lowers the threshold"

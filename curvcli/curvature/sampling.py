@@ -40,10 +40,10 @@ def sampling_errors(
 ) -> list[float] | None:
     """Give each vector's (k, n) standard error over the data; None where examples interact.
 
-    That is in train mode, and where the matrix draws labels of its own.
+    That is in any mode but eval, and where the matrix draws labels of its own.
     """
     count = min(GROUPS, problem.examples)
-    if problem.mode == "train" or name == "fisher" or count < 2:
+    if problem.mode != "eval" or name == "fisher" or count < 2:
         return None
     values, weights = [], []
     for done, chosen in enumerate(torch.arange(problem.examples).tensor_split(count), 1):

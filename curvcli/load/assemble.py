@@ -65,7 +65,8 @@ def assemble(
         data.loss,
         data.batches,
         params=run.params,
-        mode=run.mode,
+        mode="eval" if run.mode == "auto" else run.mode,
+        free=run.mode == "auto",
         optimizer=partial(_optimizer, spec, found, model),
         heldout=data.heldout,
         training={} if spec.optimizer is None else spec.optimizer.training,
@@ -198,7 +199,7 @@ def _tried(problem: Problem) -> None:
 def _is_mean(problem: Problem) -> bool:
     """Decide whether a loss of the user's weighs the examples of a batch as its parts would."""
     batch = problem.batches[0]
-    if batch.size < 2 or problem.mode == "train":
+    if batch.size < 2 or problem.mode != "eval":
         return True
     cuts = torch.arange(batch.size).tensor_split(2)
     with problem.engaged(), torch.no_grad():
