@@ -16,12 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from curvcli.errors import CurvError, memory_error
+from curvcli.errors import CurvError, listed, memory_error
 from curvcli.modules import titled, watchable
 from curvcli.problem import Problem
 
-NAMED = 3
-"""How many random modules a message names."""
 TRIES = 8
 """Pairs of passes before the forward is said to repeat: what is seldom random may agree once."""
 
@@ -34,7 +32,11 @@ def probe(problem: Problem) -> None:
     """
     first, second = _gradients(problem)
     if not (first.isfinite().all() and second.isfinite().all()):
-        raise CurvError("E_NONFINITE", "the gradient of the first batch is not finite")
+        raise CurvError(
+            "E_NONFINITE",
+            "the gradient of the first batch is not finite",
+            "look for sqrt or a norm at zero, or an overflow, in the model and the loss",
+        )
     if _alike(first, second):
         return
     said, place = _source(problem)
@@ -104,8 +106,7 @@ def _source(problem: Problem) -> tuple[str, str]:
                 totals = [_total(problem, passes, again=again) for again in (False, True)]
             if passes.random:
                 names = [titled(n, m) for n, m in passes.random.items()]
-                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-                return f"random: {', '.join(names[:NAMED])}{more}", "forward()"
+                return f"random: {listed(names)}", "forward()"
             if not _alike(*totals):
                 part = f"penalty {problem.penalty}" if problem.penalty else "loss function"
                 return f"random: the {part}", f"the {part}"

@@ -2,6 +2,7 @@
 
 import os
 import traceback
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Literal, get_args
 
@@ -54,6 +55,12 @@ class CurvError(Exception):
         if self.code == "E_INTERNAL":
             return Exit.BUG
         return Exit.UNDECIDED if self.code in UNDECIDED else Exit.REFUSED
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Name the first few of some things, and count the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def memory_error(error: BaseException) -> CurvError | None:

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
 from curvcli.errors import CurvError
 
@@ -112,28 +111,6 @@ def with_values(model: nn.Module, values: Mapping[str, Tensor], function: Callab
     named = {f"model.{n}": value for n, value in values.items()}
     result: T = functional_call(_Evaluation(model, function), named)
     return result
-
-
-def first_not_finite(model: nn.Module, evaluate: Callable[[], Any]) -> str:
-    """Name the module that first gives what is not finite; empty where none does."""
-    found: list[str] = []
-
-    def look(name: str, module: nn.Module) -> Callable[..., None]:
-        def hook(_m: nn.Module, _i: Any, output: Any) -> None:
-            bad = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)
-                   and t.is_floating_point() and not t.isfinite().all()]  # fmt: skip
-            if bad and not found:
-                found.append(titled(name, module))
-
-        return hook
-
-    handles = [m.register_forward_hook(look(n, m)) for n, m in watchable(model)]
-    try:
-        evaluate()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else ""
 
 
 def watchable(model: nn.Module) -> list[tuple[str, nn.Module]]:

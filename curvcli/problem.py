@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from curvcli.batches import Batch, Loss, Terms, arguments, select
 from curvcli.derivatives import derivatives, optional_derivatives
 from curvcli.errors import CurvError
-from curvcli.modules import copied, first_not_finite, held, seeded, unwrapped, with_values
+from curvcli.modules import copied, held, seeded, unwrapped, with_values
+from curvcli.nonfinite import of_weights, source
 from curvcli.optimizer import SavedOptimizer
 from curvcli.params import Layout, matching
 
@@ -259,21 +260,22 @@ class Problem:
             for i, batch in enumerate(batches):
                 terms = self.terms(batch)
                 if not math.isfinite(float(terms.total)):
-                    raise CurvError("E_NONFINITE", self._blame(i, batch, float(terms.total)))
+                    raise self._blame(i, batches, float(terms.total))
                 total, weight = total + float(terms.total), weight + float(terms.weight)
                 ignored += int(terms.ignored)
         if not weight > 0:
             raise CurvError("E_DATA", "the loss has no terms over these examples (weight 0)")
         return Measure(total / weight, weight, ignored)
 
-    def _blame(self, index: int, batch: Batch, value: float) -> str:
-        """Say where a non-finite loss first appeared."""
+    def _blame(self, index: int, batches: Sequence[Batch], value: float) -> CurvError:
+        """Say where a loss that is no number comes from."""
         if self.penalty is not None:
-            return f"the penalty {self.penalty} is {value}"
-        found = first_not_finite(self.model, partial(self.terms, batch))
-        itself = "in the loss itself: the model's outputs are finite"
-        where = f"first in {found}" if found else itself
-        return f"the loss is {value} at batch {index}, {where}"
+            said, found = f"the penalty {self.penalty} is {value}", of_weights(self.model)
+        else:
+            batch, before = batches[index], sum(b.size for b in batches[:index])
+            said = f"the loss is {value} at batch {index}"
+            found = source(self.model, batch, before, partial(self.terms, batch))
+        return CurvError("E_NONFINITE", said + found.where, found.advice)
 
     def gradients(self, batch: Batch, create_graph: bool = False) -> tuple[Tensor, ...]:
         """Differentiate this batch's share by reverse mode; an unused parameter gives zeros."""

@@ -28,7 +28,8 @@ ROOMS = {
     "batches": "errors",
     "derivatives": "",
     "modules": "errors",
-    "problem": "batches derivatives errors modules optimizer params",
+    "nonfinite": "batches modules",
+    "problem": "batches derivatives errors modules nonfinite optimizer params",
     "determinism": "errors modules problem",
     "updates": "derivatives errors optimizer problem",
     "dynamics": "errors optimizer",
@@ -70,7 +71,7 @@ INSIDE = {
 
 LIBRARIES = {
     "torch": "batches curvature derivatives determinism dynamics gradients linalg load modules "
-    "optimizer params problem runner selftest track training signals trials updates",
+    "nonfinite optimizer params problem runner selftest track training signals trials updates",
     "numpy": "load",
     "rich": "sinks",
     "typer": "cli flags",

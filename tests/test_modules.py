@@ -9,7 +9,6 @@ from torch import nn
 from zoo import Words, convolutional, images, mlp, vectors
 
 from curvcli.modules import (
-    first_not_finite,
     held,
     seeded,
     titled,
@@ -17,6 +16,7 @@ from curvcli.modules import (
     watchable,
     with_values,
 )
+from curvcli.nonfinite import source
 
 
 def test_unwrapping() -> None:
@@ -82,7 +82,8 @@ def test_scripts_take_values_and_no_hooks() -> None:
     assert not with_values(model, values, lambda: model(x)).any()
     assert torch.equal(model(x), before)
     assert [n for n, _ in watchable(model)] == ["", "1"]
-    assert first_not_finite(model, lambda: model(x * torch.nan)) == "1 (Tanh)"
+    found = source(model, vectors(), 0, lambda: model(x * torch.nan))
+    assert found.where == ", first in 1 (Tanh)"
 
 
 def test_titles() -> None:

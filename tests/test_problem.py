@@ -1,5 +1,6 @@
 """L does not depend on how the examples are cut, and what cannot be evaluated is named."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -98,9 +99,31 @@ def test_a_loss_that_is_not_finite_names_the_first_module() -> None:
 
 def test_a_loss_that_is_not_finite_by_itself() -> None:
     batch = Batch(drawn(7, 4), drawn(7, 1), 7)
-    batch.target[5] = torch.inf
+    batch.target[5] = 1e200
     with pytest.raises(CurvError, match="is inf at batch 1, in the loss itself: the model's out"):
         _ = posed(lambda: nn.Linear(4, 1), batch, loss="mse_loss").measure
+
+
+@pytest.mark.parametrize(("where", "value"), [("inputs", math.nan), ("target", -math.inf)])
+def test_data_that_are_no_numbers_are_named(where: str, value: float) -> None:
+    batch = Batch(drawn(7, 4), drawn(7, 2), 7)
+    getattr(batch, where)[5, 1] = value
+    with pytest.raises(CurvError) as failed:
+        _ = posed(lambda: nn.Linear(4, 2), batch, loss="mse_loss").measure
+    assert f"s hold {value} at [5, 1]" in failed.value.message
+    assert failed.value.hint.startswith("clean the data: 1 of")
+
+
+@pytest.mark.parametrize("name", ["0.weight", "1.running_mean"])
+def test_weights_that_are_no_numbers_are_named(name: str) -> None:
+    def model() -> nn.Module:
+        made = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        made.state_dict()[name].view(-1)[:2] = math.nan
+        return made
+
+    with pytest.raises(CurvError, match=rf": 2 of \d+ entries of {name} are no") as failed:
+        _ = posed(model, Batch(drawn(7, 4), drawn(7, 3), 7), loss="mse_loss").measure
+    assert failed.value.hint == "the run has diverged: take an earlier checkpoint"
 
 
 def test_a_gradient_that_is_not_finite() -> None:

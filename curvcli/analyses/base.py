@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
+from curvcli.errors import listed
 from curvcli.options import ArrayFile, Options
 from curvcli.report import Check, Figure, Metric, Result, columns, rows_of
 
@@ -84,13 +85,15 @@ class Analysis(Options):
     def _finite(self, rows: Sequence[Any], metrics: Mapping[str, Metric]) -> list[Check]:
         """Refuse to decide on figures that are no numbers."""
         shown = [c.name for c in columns(self.Row) if not c.detail]
-        cells = {f"row {i + 1}, {n}": getattr(r, n) for i, r in enumerate(rows) for n in shown}
-        figures = cells | {n: m.value for n, m in metrics.items()}
-        bad = [n for n, x in figures.items() if isinstance(x, float) and not math.isfinite(x)]
-        if not bad:
-            return []
-        more = f" and {len(bad) - 1} more" if bad[1:] else ""
-        return [Check("finite", "undecided", f"{bad[0]}{more}: not a finite number")]
+        # A row goes by the name in it, where it has one.
+        named = next((c.name for c in columns(self.Row) if c.format == "text"), None)
+        ids = [str(getattr(r, named)) if named else f"row {i + 1}" for i, r in enumerate(rows)]
+        figures = [
+            (f"{n} of {i}", getattr(r, n)) for i, r in zip(ids, rows, strict=True) for n in shown
+        ]
+        figures += [(n, m.value) for n, m in metrics.items()]
+        bad = [n for n, x in figures if isinstance(x, float) and not math.isfinite(x)]
+        return [Check("finite", "undecided", f"no number: {listed(bad)}")] if bad else []
 
     def answer(self, problem: "Problem", work: "Work") -> Result:
         """Run on a problem whose model is held in its mode, and take the time."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from curvcli.errors import listed
 from curvcli.track.rows import Visit
 
 STEPS: Final = ("step", "global_step", "iter_num", "iteration", "epoch")
@@ -38,8 +39,7 @@ def sources(visits: Sequence[Visit]) -> Iterator[str]:
     """Say which steps no file states, and whether they count different things."""
     named = [v.row.checkpoint for v in visits if v.source == FILE_NAME]
     if named:
-        more = f" and {len(named) - 3} more" if named[3:] else ""
-        yield f"step read off the file name: {', '.join(named[:3])}{more}"
+        yield f"step read off the file name: {listed(named)}"
     keys = [k for k in STEPS if any(v.source == k for v in visits)]
     if keys[1:]:
         yield f"the steps count different things: {', '.join(keys)}; their order may be wrong"
