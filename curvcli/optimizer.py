@@ -34,6 +34,14 @@ class SavedOptimizer:
     rule: str  # how the names were found, for the report
     verified: bool  # False where there was nothing to compare the names with, as with plain SGD
 
+    @property
+    def idle(self) -> frozenset[str]:
+        """The parameters without state where others have some: no step had a gradient of them."""
+        stepped = {n for n, s in self.state.items() if s and float(s.get("step", 1)) > 0}
+        if not stepped or self.kind == "LBFGS":  # which keeps all of its state with the first
+            return frozenset()
+        return frozenset(name for group in self.groups for name in group.names) - stepped
+
     @classmethod
     def of(cls, optimizer: Optimizer, model: nn.Module) -> "SavedOptimizer":
         """Take an optimizer as it stands, beside the model that it trains.

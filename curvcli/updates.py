@@ -61,11 +61,13 @@ def next_updates(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Take one real step of torch's own optimizer on copies: updates and gradients by name.
 
-    The gradient is that of L over the problem's data, clipped as `problem.training` says.
+    The gradient is that of L over the problem's data, clipped as `problem.training` says. A
+    parameter that no step had a gradient of, frozen or unused, has none now.
     """
     params = dict(problem.model.named_parameters())
     names = [n for g in saved.groups for n in g.names]
-    problem = replace(problem, names=tuple(names))  # also what --params leaves out takes the step
+    # Also what --params leaves out takes the step.
+    problem = replace(problem, names=tuple(n for n in names if n not in saved.idle))
     copies = {n: params[n].detach().clone().requires_grad_() for n in names}
     optimizer = saved.rebuild(copies)
     gradients: dict[str, Tensor] = {}
@@ -88,11 +90,11 @@ def _backward(problem: Problem, copies: Mapping[str, Tensor]) -> float:
     for copy in copies.values():
         copy.grad = None
     total = 0.0
-    leaves = [problem.params[n] for n in copies]
-    with problem.displaced({n: t.detach() for n, t in copies.items()}):
+    moved, leaves = [copies[n] for n in problem.names], list(problem.params.values())
+    with problem.displaced({n: copies[n].detach() for n in problem.names}):
         for batch in problem.batches:
             share = problem.share(batch) * summed(problem)
-            for copy, g in zip(copies.values(), optional_derivatives([share], leaves), strict=True):
+            for copy, g in zip(moved, optional_derivatives([share], leaves), strict=True):
                 if g is not None:
                     copy.grad = g if copy.grad is None else copy.grad + g
             total += float(share.detach())

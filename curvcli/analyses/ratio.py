@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from curvcli.analyses.base import Analysis
-from curvcli.errors import CurvError
+from curvcli.errors import CurvError, listed
 from curvcli.options import option
 from curvcli.report import Check, Metric, Result, column
 
@@ -52,6 +52,7 @@ class Steps:
     last: "Mapping[str, Tensor | None]"
     next: "Mapping[str, Tensor] | None"
     gradients: "Mapping[str, Tensor]"
+    idle: "frozenset[str]"
 
 
 class Ratio(Analysis):
@@ -90,7 +91,7 @@ class Ratio(Analysis):
             problem = as_trained(problem, work.memory)
             probe(problem)
             following, gradients = next_updates(problem, saved)
-            steps = Steps(params, last, following, gradients)
+            steps = Steps(params, last, following, gradients, saved.idle)
         elif all(last.get(n) is None for n in looked):
             raise CurvError(
                 "E_SPEC",
@@ -99,7 +100,7 @@ class Ratio(Analysis):
                 "add data: and loss: to the spec",
             )
         else:
-            steps = Steps(params, last, None, {})
+            steps = Steps(params, last, None, {}, saved.idle)
         rows = self._rows(problem, saved, steps)
         tensors = [r for r in rows if r.scope == "tensor"]
         return self.result(
@@ -132,11 +133,22 @@ class Ratio(Analysis):
         self, names: list[str], title: str, group: int, options: dict[str, Any], steps: Steps
     ) -> RatioRow:
         """Tell of some tensors of one group as of one vector."""
-        norm = _norm(names, steps.params)
-        before, after = _norm(names, steps.last), _norm(names, steps.next or {})
-        gradient = _norm(names, steps.gradients)
-        ratios = _ratio(before, norm), _ratio(after, norm)
+        moved = [n for n in names if n not in steps.idle]
+        norm = _norm(moved or names, steps.params)
         assert norm is not None
+        rate = None if options.get("lr") is None else float(options["lr"])
+        # A schedule that has come down to zero says nothing of the step before.
+        before = _norm(moved, steps.last) if rate != 0 else None
+        after, gradient = _norm(moved, steps.next or {}), _norm(moved, steps.gradients)
+        ratios = _ratio(before, norm), _ratio(after, norm)
+        if not moved:
+            remark = "not trained"
+        elif rate == 0:
+            remark = "rate is zero"
+        elif steps.next is None:
+            remark = self._remark(norm, ratios[0], known=ratios[0] is not None)
+        else:
+            remark = self._remark(norm, ratios[1])
         return RatioRow(
             tensor=title,
             norm=norm,
@@ -144,13 +156,11 @@ class Ratio(Analysis):
             last=ratios[0],
             next=ratios[1],
             effective=_ratio(after, gradient),
-            remark=self._remark(norm, ratios[0], known=ratios[0] is not None)
-            if steps.next is None
-            else self._remark(norm, ratios[1]),
+            remark=remark,
             last_update=before,
             next_update=after,
             group=group,
-            lr=None if options.get("lr") is None else float(options["lr"]),
+            lr=rate,
             scope="tensor" if title in steps.params else "group",
         )
 
@@ -159,7 +169,7 @@ class Ratio(Analysis):
             return "all zero"
         if not known:
             return "unknown"
-        if ratio is not None and not math.isfinite(ratio):
+        if not math.isfinite(norm) or (ratio is not None and not math.isfinite(ratio)):
             return "not finite"
         if ratio is None or ratio == 0:
             return "does not move"
@@ -198,11 +208,12 @@ class Ratio(Analysis):
             ("low", f"below {self.low:g}", "raise the learning rate, unless training has ended"),
             ("does not move", "zero", "is it frozen, unused, or behind dead units?"),
             ("all zero", "undefined: the tensor is all zero", ""),
+            ("rate is zero", "nothing moves", "it is the saved learning rate, as after a schedule"),
         ):
             names = [r.tensor for r in rows if r.remark == remark]
             if names:
-                shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-                checks.append(Check(f"ratio {remark}", "warn", f"{bound} in {shown}", advice))
+                said = f"{bound} in {listed(names)}"
+                checks.append(Check(f"ratio {remark}", "warn", said, advice))
         every = "every known ratio" if any(r.remark == "unknown" for r in rows) else "every ratio"
         return checks or [
             Check("ratio", "pass", f"{every} is between {self.low:g} and {self.high:g}")
@@ -212,7 +223,7 @@ class Ratio(Analysis):
         from curvcli.training import normalised
         from curvcli.updates import matched, summed
 
-        notes = matched(saved)
+        notes = [*matched(saved), *_left_out(problem, saved)]
         if all(x is None for x in steps.last.values()):
             notes.append(f"the saved state of {saved.kind} does not determine the last update")
         else:
@@ -234,11 +245,24 @@ class Ratio(Analysis):
         return notes
 
 
+def _left_out(problem: "Problem", saved: "SavedOptimizer") -> list[str]:
+    """Say, as notes, which parameters do not move, and why."""
+    held = {n for group in saved.groups for n in group.names}
+    idle = [n for n in problem.names if n in saved.idle]
+    others = [n for n in problem.names if n not in held]
+    notes = []
+    if idle:
+        notes.append(f"no step has had a gradient of {listed(idle)}: frozen or unused")
+    if others:
+        notes.append(f"not in the optimizer, and left out: {listed(others)}")
+    return notes
+
+
 def _norm(names: list[str], tensors: "Mapping[str, Tensor | None]") -> float | None:
     """Take the norm of these tensors as one vector; None where one of them is not known."""
     found = [tensors.get(n) for n in names]
     known = [float(t.detach().double().norm()) for t in found if t is not None]
-    return math.hypot(*known) if len(known) == len(names) else None
+    return math.hypot(*known) if names and len(known) == len(names) else None
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from curvcli.analyses.base import Analysis
 from curvcli.analyses.edge import Edge, StabilityRow
-from curvcli.errors import CurvError
+from curvcli.errors import CurvError, listed
 from curvcli.options import option
 from curvcli.report import Metric, Result, plus_minus
 
@@ -240,9 +240,7 @@ def _caveats(problem: "Problem", part: "Problem", saved: "SavedOptimizer") -> It
             yield f"{key} {problem.training[key]:g} bounds a step while it is active; not counted"
     left = [n for n in problem.names if n not in part.names]
     if left:
-        yield f"not moved by the optimizer, and left out: {', '.join(left[:3])}" + (
-            f" and {len(left) - 3} more" if left[3:] else ""
-        )
+        yield f"not moved by the optimizer, and left out: {listed(left)}"
     moved = {n for g in saved.groups for n in g.names if keeps_state(saved, n)}
     others = moved - set(problem.names)
     if others:

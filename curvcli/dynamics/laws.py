@@ -54,6 +54,8 @@ def stepped(saved: SavedOptimizer) -> dict[str, Stepped]:
 
 def keeps_state(saved: SavedOptimizer, name: str) -> bool:
     """Tell whether what the step needs to know of a parameter is there."""
+    if name in saved.idle:
+        return False
     if saved.kind in STATELESS:
         return True
     state = saved.state.get(name) or {}

@@ -196,11 +196,69 @@ def test_an_undetermined_last_update_is_unknown() -> None:
     result = ask(Ratio(), replace(p, batches=(), optimizer=lambda: saved))
     rows = {r["tensor"]: r for r in result.rows}
     assert rows["2.bias"]["last"] is None
-    assert rows["2.bias"]["remark"] == "unknown"
+    assert rows["2.bias"]["remark"] == "not trained"
     assert not any("2.bias" in c.message for c in result.checks)
     only = replace(p, batches=(), names=("2.bias",), optimizer=lambda: saved)
     with pytest.raises(CurvError, match="does not determine the last update"):
         ask(Ratio(), only)
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_what_no_step_had_a_gradient_of_does_not_move(clip: float | None) -> None:
+    model = mlp(6, 8, 3).double()
+    model.get_submodule("0").requires_grad_(False)
+    p = classify(model.requires_grad_(), inputs(20, 6).double())
+    model.get_submodule("0").requires_grad_(False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(3):
+        step(p, model, optimizer)
+    saved = resolve(optimizer.state_dict(), model, {})
+    assert saved.idle == {"0.weight", "0.bias"}
+    training = {} if clip is None else {"grad_clip": clip}
+    # A checkpoint does not say what was frozen: all of the model is trainable here.
+    result = ask(Ratio(), replace(p, optimizer=lambda: saved, training=training))
+    before = {n: t.detach().clone() for n, t in model.named_parameters()}
+    optimizer.zero_grad()
+    torch.autograd.backward(p.share(p.batches[0]))
+    if clip:
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    for row in result.rows[2:]:
+        moved = model.get_parameter(str(row["tensor"])).detach() - before[str(row["tensor"])]
+        assert row["next_update"] == pytest.approx(float(moved.norm()), rel=1e-9)
+    for row in result.rows[:2]:
+        assert (row["next"], row["gradient"], row["remark"]) == (None, None, "not trained")
+    assert "no step has had a gradient of 0.weight, 0.bias: frozen or unused" in result.notes
+    assert not any("0.weight" in c.message for c in result.checks)
+
+
+def test_what_the_optimizer_does_not_hold_is_told() -> None:
+    p, model, *_ = trained(torch.optim.Adam, lr=1e-2)
+    last = model.get_submodule("2")
+    optimizer = torch.optim.Adam(last.parameters(), lr=1e-2)
+    step(p, model, optimizer)
+    saved = resolve(optimizer.state_dict(), model, {"groups": [["2.*"]]})
+    notes = ask(Ratio(), replace(p, optimizer=lambda: saved)).notes
+    assert "not in the optimizer, and left out: 0.weight, 0.bias" in notes
+
+
+def test_a_learning_rate_of_zero_tells_nothing_of_the_last_step() -> None:
+    p, model, optimizer, _ = trained(torch.optim.Adam, lr=1e-2)
+    optimizer.param_groups[0]["lr"] = 0.0
+    saved = resolve(optimizer.state_dict(), model, {})
+    result = ask(Ratio(), replace(p, optimizer=lambda: saved))
+    assert {r["last"] for r in result.rows} == {None}
+    assert {r["remark"] for r in result.rows} == {"rate is zero"}
+    (check,) = result.checks
+    assert (check.name, check.status) == ("ratio rate is zero", "warn")
+
+
+def test_a_weight_that_is_no_number_is_told() -> None:
+    p, model, _, _ = trained(torch.optim.Adam, lr=1e-2)
+    with torch.no_grad():
+        model.get_submodule("2").get_parameter("bias")[0] = torch.inf
+    rows = ask(Ratio(), replace(p, batches=())).rows
+    assert [r["remark"] for r in rows if r["tensor"] == "2.bias"] == ["not finite"]
 
 
 def test_a_step_that_is_no_number_is_warned_about() -> None:
