@@ -41,6 +41,16 @@ def summed(problem: Problem) -> float:
     return float(problem.training.get("accumulate", 1))
 
 
+def broken(saved: SavedOptimizer) -> list[str]:
+    """Name the entries of the state that hold what is no number."""
+    return [
+        f"{key} of {name}"
+        for name, state in saved.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all()
+    ]
+
+
 def last_updates(saved: SavedOptimizer, params: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
     """Recover theta_t - theta_(t-1) by parameter name; None where the state does not determine it.
 

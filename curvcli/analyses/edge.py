@@ -90,12 +90,10 @@ class Edge:
 
     def verdict(self, first: StabilityRow, ritz: "Ritz") -> Verdict:
         """Say where the whole interval lies; only being beyond needs no finished search."""
-        from curvcli.linalg.ritz import DOUBT
-
         low, high = self.ratio(first.low), self.ratio(first.high)
         if low > 1 + self.width:
             return "beyond"
-        if not (ritz.converged or (ritz.status == "inexact" and ritz.doubt <= DOUBT)):
+        if not ritz.complete:
             return "undecided"
         return "stable" if high < 1 - self.width else "at the edge"
 
@@ -128,15 +126,27 @@ class Edge:
         low, high = f"{self.ratio(first.low):.1%}", f"{self.ratio(first.high):.1%}"
         return low if low == high else f"{low} to {high}"
 
-    def metrics(self, rows: Sequence[StabilityRow], saved: "SavedOptimizer") -> dict[str, Metric]:
-        """Give the figures of the sharpest mode, and the largest stable learning rate."""
+    def metrics(
+        self, rows: Sequence[StabilityRow], saved: "SavedOptimizer", ritz: "Ritz"
+    ) -> dict[str, Metric]:
+        """Give the figures of the sharpest mode, and the largest stable learning rate.
+
+        Where a sharper one may be left, a Rayleigh quotient is a lower bound, and no room is known.
+        """
         from curvcli.dynamics.laws import adaptive
 
         first = rows[0]
         named = "preconditioned sharpness" if adaptive(self.laws) else "sharpness"
         found = {"sharpness": Metric(first.eigenvalue, named, "real", first.error)}
+        if not ritz.complete:
+            found = {"sharpness": Metric(first.eigenvalue, f"{named}, at least", "real")}
         if self.threshold is None:
             return found
+        if not ritz.complete:
+            return found | {
+                "threshold": Metric(self.threshold, "threshold", "real"),
+                "ratio": Metric(first.ratio, "sharpness, of the threshold, at least", "percent"),
+            }
         spread = self.ratio(first.error)
         found |= {
             "threshold": Metric(self.threshold, "threshold", "real"),

@@ -138,7 +138,7 @@ class Eig(Analysis):
         rows = pair_rows(ritz, self.which, self.top, sampling=found.sampling, errors=errors)
         inner = blocks.rows(self.which)
         result = self.result(
-            headline(rows, self.which, inner),
+            headline(rows, self.which, inner, complete=found.ritz.complete),
             rows=[*rows, *inner],
             metrics=self._metrics(found, rows, problem.layout.size),
             checks=[

@@ -8,7 +8,7 @@ from curvcli.analyses.base import Analysis
 from curvcli.analyses.edge import Edge, StabilityRow
 from curvcli.errors import CurvError, listed
 from curvcli.options import option
-from curvcli.report import Metric, Result, plus_minus
+from curvcli.report import Check, Metric, Result, plus_minus
 
 if TYPE_CHECKING:
     from curvcli.curvature.hessian import Chosen
@@ -69,7 +69,7 @@ class Stability(Analysis):
         from curvcli.curvature.preconditioned import preconditioned
         from curvcli.dynamics.laws import reference
         from curvcli.training import as_trained
-        from curvcli.updates import matched, optimizer_of, summed
+        from curvcli.updates import broken, matched, optimizer_of, summed
 
         saved = optimizer_of(problem)
         problem = as_trained(problem, work.memory)
@@ -87,12 +87,16 @@ class Stability(Analysis):
         if not found.rows:
             return self.result("no eigenvalue is known yet", notes=notes, interrupted=True)
         checks = [edge.check(found.rows[0], found.sharp), *self.doubts(chosen.notes)]
+        if no_numbers := broken(saved):
+            said = f"no numbers in {listed(no_numbers)}"
+            hint = "the next step spoils the weights: take an earlier checkpoint"
+            checks.append(Check("optimizer state", "undecided", said, hint))
         if self.at_most is not None:
             checks.append(edge.limit(found.rows[0], found.sharp, self.at_most))
         return self.result(
             _headline(found, edge),
             rows=found.rows,
-            metrics=edge.metrics(found.rows, saved) | _spent(found),
+            metrics=edge.metrics(found.rows, saved, found.sharp) | _spent(found),
             checks=checks,
             notes=[*notes, *_growth(found)],
             interrupted=found.interrupted,
@@ -183,6 +187,8 @@ def _headline(found: Found, edge: Edge) -> str:
     if edge.threshold is None:
         return "the learning rate is zero, so nothing moves"
     told = plus_minus(first.eigenvalue, first.error)
+    if not found.sharp.complete:
+        told = f"at least {first.eigenvalue:.4g}"
     verdict = edge.verdict(first, found.sharp)
     return f"{verdict}: sharpness {told}, {first.ratio:.1%} of the threshold {edge.threshold:.6g}"
 
@@ -205,6 +211,8 @@ def _units(saved: "SavedOptimizer", edge: Edge) -> Iterator[str]:
     """Say what the threshold and the sharpness are made of."""
     from curvcli.dynamics.laws import adaptive, reference, uniform
 
+    if not edge.scale:
+        return
     law = reference(edge.laws)
     corrected = "betas" in saved.groups[0].options
     yield f"threshold {law.formula}" + (", with the bias correction" if corrected else "")
@@ -229,8 +237,14 @@ def _caveats(problem: "Problem", part: "Problem", saved: "SavedOptimizer") -> It
     """Say what the theory leaves out here."""
     from curvcli.dynamics.laws import keeps_state
     from curvcli.training import normalised
+    from curvcli.updates import summed
 
     yield from normalised(problem)
+    if summed(problem) > 1:
+        yield (
+            f"the gradient is the sum over {summed(problem):g} micro-batches, and so is the "
+            "curvature: eig tells that of their mean"
+        )
     yield (
         f"theory of full batches, on the quadratic around this point over {problem.examples} "
         "examples: the noise of smaller batches lowers the threshold"

@@ -15,7 +15,11 @@ rate G(1) A + decay, above 0.
 
 import cmath
 import math
+import sys
 from dataclasses import dataclass
+
+ROUNDING = 8 * sys.float_info.epsilon
+"""A root so close to the circle is on it; roots are solved for to a few units of rounding."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,6 @@ class Mode:
     @property
     def steps(self) -> float | None:
         """Steps over which it shrinks by e, or grows where that is negative; None for neither."""
-        if self.radius in (0.0, 1.0):
+        if self.radius == 0 or abs(self.radius - 1) < ROUNDING:
             return None
         return -1 / math.log(self.radius)

@@ -53,6 +53,11 @@ class Ritz:
         """Whether every residual met the tolerance and the search for missed ones ended."""
         return self.status == "converged"
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing beyond these was missed, but for the probability `doubt`."""
+        return self.converged or (self.status == "inexact" and self.doubt <= DOUBT)
+
 
 def wanted(theta: Tensor, top: int, which: Which) -> tuple[list[int], int]:
     """Say which of the ascending `theta` (m,) are asked for, most wanted first.

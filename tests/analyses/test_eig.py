@@ -90,6 +90,7 @@ def test_too_few_products_are_undecided_and_say_so() -> None:
     assert result.status == "undecided"
     assert result.metrics["matvecs"].value <= 6
     assert any("raise --max-matvecs" in c.advice for c in result.checks)
+    assert result.headline.startswith("largest eigenvalue at least")
 
 
 def test_a_quadratic_has_its_own_curvature() -> None:

@@ -209,6 +209,8 @@ def test_a_learning_rate_of_zero() -> None:
     assert result.status == "pass"
     assert result.headline == "the learning rate is zero, so nothing moves"
     assert "threshold" not in result.metrics
+    assert {row["steps"] for row in result.rows} == {None}
+    assert not any(note.startswith("threshold") for note in result.notes)
 
 
 def test_too_few_products() -> None:
@@ -348,3 +350,39 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(a is p.grad for a, p in zip(grads, model.parameters(), strict=True))
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("most", [2, 4])
+def test_a_search_that_does_not_end_gives_a_lower_bound(most: int) -> None:
+    p = classify(mlp(6, 20, 3).double(), inputs(40, 6).double())
+    p, _ = optimized(p, "SGD", lr=0.1)
+    top = float(torch.linalg.eigvalsh(dense_hessian(p))[-1])
+    result = ask(Stability(top=1, max_matvecs=most), p)
+    assert result.status == "undecided"
+    sharpness = result.metrics["sharpness"]
+    assert (sharpness.title, sharpness.error) == ("sharpness, at least", None)
+    assert 0 < float(sharpness.value) <= top * (1 + 1e-12)
+    assert not {"margin", "lr_max"} & result.metrics.keys()
+    assert result.headline.startswith("undecided: sharpness at least")
+
+
+def test_a_state_that_is_no_number_is_undecided() -> None:
+    p = classify(mlp(6, 5, 3).double(), inputs(20, 6).double())
+    p, optimizer = optimized(p, "SGD", lr=0.1, momentum=0.9)
+    bias = p.model.get_parameter("2.bias")
+    optimizer.state[bias]["momentum_buffer"][0] = torch.nan
+    saved = resolve(optimizer.state_dict(), p.model, {})
+    result = ask(Stability(top=1), replace(p, optimizer=lambda: saved))
+    (check,) = [c for c in result.checks if c.name == "optimizer state"]
+    assert (check.status, check.message) == ("undecided", "no numbers in momentum_buffer of 2.bias")
+
+
+def test_a_sum_over_micro_batches_is_told() -> None:
+    p = classify(mlp(6, 5, 3).double(), inputs(20, 6).double())
+    p, _ = optimized(p, "SGD", lr=0.1)
+    once = ask(Stability(top=1), p)
+    four = ask(Stability(top=1), replace(p, training={"accumulate": 4}))
+    ratio = [float(r.metrics["sharpness"].value) for r in (once, four)]
+    assert ratio[1] == pytest.approx(4 * ratio[0], rel=1e-2)
+    assert any("sum over 4 micro-batches" in n for n in four.notes)
+    assert not any("micro-batches" in n for n in once.notes)
