@@ -28,8 +28,11 @@ def label(line: Line) -> str:
     return clean(line.label) + (f" {line.status.upper()}" if line.status in GRAVITY else "")
 
 
-def show(page: Page, figure: Figure, indent: int) -> None:
-    """Announce a figure; add the gravest of its curves as columns, where they share the x."""
+def show(page: Page, figure: Figure, indent: int) -> bool:
+    """Announce a figure; add the gravest of its curves as columns, where they share the x.
+
+    Tells whether there was something to add.
+    """
     page.say(
         f"{clean(figure.title)} (--out FILE.svg draws it)", ("figure: ", "dim"), indent, indent
     )
@@ -40,7 +43,7 @@ def show(page: Page, figure: Figure, indent: int) -> None:
         or any(line.x != lines[0].x for line in lines)
         or len(lines[0].x) > MOST_ROWS
     ):
-        return
+        return False
     fields = [_field(clean(figure.x.title), figure.x, lines[0].x)]
     fields += [_field(label(line), figure.y, line.y) for line in lines[:NAMED]]
     while len(fields) > 2 and not page.holds(fields, indent):
@@ -51,6 +54,7 @@ def show(page: Page, figure: Figure, indent: int) -> None:
         page.say(
             f"{left} more line{'s' * (left > 1)}", ("in svg and json: ", "dim"), indent, indent
         )
+    return True
 
 
 def _field(title: str, axis: Axis, values: Points) -> Field:

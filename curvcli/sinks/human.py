@@ -67,9 +67,11 @@ def _result(page: Page, result: Result) -> None:
     if result.rows and details:
         titles = ", ".join(clean(c.title) for c in details)
         page.say(titles, ("also in csv and json: ", "dim"), INDENT, INDENT)
+    numbers = True
     for figure in result.figures:
-        page.blank()
-        curves.show(page, figure, INDENT)
+        if numbers:  # those that are only announced are a list
+            page.blank()
+        numbers = curves.show(page, figure, INDENT)
     if result.checks or result.notes:
         page.blank()
     for status in STYLES:

@@ -100,11 +100,30 @@ class Page:
                 self.say(f" {value}", (f"{name}:", style), indent, HANG)
 
     def table(self, fields: Sequence[Field], indent: int) -> None:
-        """Add a table; one block of lines per row where not even its numbers fit."""
+        """Add a table; where it is too wide several, and where those are one block for each row."""
+        parts = self._parts(fields, indent)
+        if not parts:
+            self._blocks(self._laid_out(fields, indent)[0], indent)
+        for i, part in enumerate(parts):
+            if i:
+                self.blank()
+            self._table(part, indent)
+
+    def _parts(self, fields: Sequence[Field], indent: int) -> list[list[Field]]:
+        """Part the columns among tables that fit, each with the columns that name the rows."""
+        if self.holds(fields, indent):
+            return [list(fields)]
+        names = _naming(fields)
+        parts = [[*names]]
+        for f in fields[len(names) :]:
+            if not self.holds([*parts[-1], f], indent):
+                parts.append([*names])
+            parts[-1].append(f)
+        return parts if all(self.holds(part, indent) for part in parts) else []
+
+    def _table(self, fields: Sequence[Field], indent: int) -> None:
         fitted, widths = self._laid_out(fields, indent)
-        if widths is None:
-            self._blocks(fitted, indent)
-            return
+        assert widths is not None
         # A rule brings a column of its own between two columns.
         padding = (0, 0, 0, GAP - (self.box is not None))
         table = Table(box=self.box, show_edge=False, pad_edge=False, padding=padding)
@@ -164,6 +183,15 @@ class Page:
             for part in self.parts:
                 console.print(part, soft_wrap=True)
         return re.sub(TAIL, _closed, capture.get(), flags=re.MULTILINE)
+
+
+def _naming(fields: Sequence[Field]) -> list[Field]:
+    """Give the leading columns that tell every row from the others; all, where none do."""
+    for count in range(1, len(fields)):
+        rows = [*zip(*(f.cells for f in fields[:count]), strict=True)]
+        if len(set(rows)) == len(rows):
+            return list(fields[:count])
+    return list(fields)
 
 
 def _closed(tail: re.Match[str]) -> str:

@@ -134,6 +134,27 @@ def test_the_verdict_comes_first(eig: Report) -> None:
     assert lines[-1].startswith("  note: "), "one result needs no last word"
 
 
+def test_a_table_that_is_too_wide_becomes_several() -> None:
+    names = ("one", "two", "three", "four")
+    columns = (Column("step", "step", "count"), Column("name", "name"),
+               *(Column(n, f"column {n}", "real", "error") for n in names))  # fmt: skip
+    rows = tuple(
+        {"step": i // 2, "name": f"run{i}", "error": 1e-5, **dict.fromkeys(names, i + 0.123456)}
+        for i in range(3)
+    )
+    report = Report({}, {"track": Result("track", "?", "!", columns=columns, rows=rows)})
+    shown = render(report, width=60, color=False).splitlines()
+    heads = [line for line in shown if line.startswith("  step  name")]
+    assert len(heads) == 2  # steps alone do not tell the rows apart
+    assert all("column" in line for line in heads)
+    for i in range(3):
+        lines = [line for line in shown if f" run{i} " in line]
+        assert sum(line.count(f"{i}.12346 ± 0.00001") for line in lines) == 4
+    assert max(map(cell_len, shown)) <= 60
+    assert len([x for x in render(report, width=120, color=False).splitlines() if "run1" in x]) == 1
+    assert "\n    column one:\n    1.12346 ±\n" in render(report, width=20, color=False)
+
+
 def test_several_results_end_in_one_verdict(full: Report) -> None:
     last = render(full, width=80, color=False).splitlines()[-1]
     assert last == "FAIL  1 failed (gradcheck); 2 undecided (eig, hvp)"
