@@ -29,9 +29,9 @@ CUT: Final = ("batch_size", "samples")
 """The options of a data block that are flags too."""
 
 FEW: Final[Mapping[str, Any]] = {
-    "eig": {"top": 1}, "stability": {"top": 1}, "trace": {"tolerance": 0.05}
+    "eig": {"top": 1}, "stability": {"top": 1}, "trace": {"tolerance": 0.1}
 }  # fmt: skip
-"""What `track` asks of an analysis that the spec does not configure: enough for its table."""
+"""What `track` asks of an analysis where the spec does not say: enough for its table."""
 
 
 def answer(kinds: Kinds, kind: type[Analysis] | None, values: Values) -> int:
@@ -81,8 +81,9 @@ def track(kinds: Kinds, values: Values) -> int:
     for name in asked.analysis:
         if name not in kinds:
             raise unknown(name, kinds, "--analysis")
-    chosen = [selected.get(n) or kinds[n](**FEW.get(n, {})) for n in dict.fromkeys(asked.analysis)]
-    analyses = [a for a in chosen if isinstance(a, Analysis)]
+    analyses = [
+        kinds[n](**FEW.get(n, {}) | _plain(selected.get(n))) for n in dict.fromkeys(asked.analysis)
+    ]
 
     def work(announcer: "Announcer") -> Report:
         from curvcli.load.assemble import assemble

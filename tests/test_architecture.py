@@ -47,7 +47,7 @@ ROOMS = {
     "files": "errors",
     "flags": "options",
     "progress": "work",
-    "track": "analyses errors options report runner work",
+    "track": "analyses errors flags options report runner work",
     "runner": "analyses errors report work",
     "output": "errors files options report sinks",
     "commands": "analyses errors flags options output report spec track",

@@ -254,12 +254,7 @@ def _provenance(
         "dtype": dtype,
         "seed": run.seed,
         "mode": run.mode,
-        "checkpoint": {
-            "path": str(found.path),
-            "sha256": found.sha256,
-            "layout": found.layout,
-            "progress": found.progress,
-        },
+        "checkpoint": found.provenance,
         "spec": None if spec.path is None else {
             "path": str(spec.path),
             "sha256": hashlib.sha256(spec.path.read_bytes()).hexdigest(),

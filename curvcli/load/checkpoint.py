@@ -41,6 +41,16 @@ class Checkpoint:
     progress: dict[str, int | float]
     notes: tuple[str, ...]
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a document says of the file."""
+        return {
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "layout": self.layout,
+            "progress": self.progress,
+        }
+
 
 def read(path: Path, sha256: str | None = None) -> Checkpoint:
     """Read the checkpoint at `path`, which must have the digest `sha256` where one is given.

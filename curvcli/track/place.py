@@ -14,8 +14,11 @@ STEPS: Final = ("step", "global_step", "iter_num", "iteration", "epoch")
 """What checkpoints call their place in the run, the finest first."""
 FILE_NAME: Final = "file name"
 """The source of a step that the checkpoint itself does not tell."""
-LONGEST: Final = 18
-"""Digits of a number in a file name that may be a step; nobody counts further."""
+COUNTED: Final = re.compile(
+    r"(?:^|[-_=]|step|epoch|ep|iter|iteration|it|checkpoint|ckpt)(\d{1,18})(?![\d.]*\d)",
+    re.IGNORECASE,
+)
+"""A number in a file name that may be a step: no part of resnet18, and none of lr0.001."""
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
@@ -25,12 +28,11 @@ def labels(paths: Sequence[Path]) -> list[str]:
 
 
 def step_of(path: Path, progress: Mapping[str, Any]) -> tuple[float | None, str]:
-    """Read the place in the run, and which key says it, else the last number of the file's name."""
+    """Read the place in the run, and which key says it, else the last count in the file's name."""
     for key in STEPS:
         if key in progress and math.isfinite(progress[key]):
             return progress[key], key
-    numbers = re.findall(r"\d+", path.stem)
-    if numbers and len(numbers[-1]) <= LONGEST:
+    if numbers := COUNTED.findall(path.stem):
         return int(numbers[-1]), FILE_NAME
     return None, ""
 
@@ -41,5 +43,7 @@ def sources(visits: Sequence[Visit]) -> Iterator[str]:
     if named:
         yield f"step read off the file name: {listed(named)}"
     keys = [k for k in STEPS if any(v.source == k for v in visits)]
+    if keys == ["epoch"]:
+        yield "the steps are epochs"
     if keys[1:]:
         yield f"the steps count different things: {', '.join(keys)}; their order may be wrong"

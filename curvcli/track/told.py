@@ -1,11 +1,13 @@
 """What is told of a run: a row for each checkpoint, and the checks over all of them."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from curvcli.analyses.base import Analysis
 from curvcli.errors import CurvError, bug
+from curvcli.flags import flag_name
 from curvcli.report import Check, Metric, Result, Status, columns, rows_of
 from curvcli.track.drawn import figures
 from curvcli.track.place import sources
@@ -32,7 +34,7 @@ def told(
         columns=columns(TrackRow),
         rows=rows_of(rows),
         metrics=dict(_metrics(rows)),
-        checks=(*_unread(refused), *_checks(visits, interrupted=interrupted)),
+        checks=(*_unread(refused), *_checks(visits, analyses, interrupted=interrupted)),
         notes=tuple(dict.fromkeys((*notes, *sources(visits), *said))),
         figures=tuple(figures(visits)),
         options={a.name: a.model_dump() for a in analyses},
@@ -44,8 +46,9 @@ def _headline(rows: Sequence[TrackRow]) -> str:
     if not rows:
         return "nothing is known yet"
     said = _count(len(rows))
-    if all(r.step is not None for r in rows):
-        said += _from([r.step for r in rows], " from step ", " at step ", ".15g")
+    # Nobody knows where in the run a checkpoint without a step belongs.
+    rows = [r for r in rows if r.step is not None] or rows
+    said += _from([r.step for r in rows], " from step ", " at step ", ".15g")
     said += _from([r.loss for r in rows], "; loss ", "; loss ", ".4g")
     shares = [r.share for r in rows if r.share is not None]
     if len(shares) == 1:
@@ -91,7 +94,9 @@ def _unread(refused: Mapping[str, CurvError]) -> Iterator[Check]:
         yield Check(f"checkpoint {name}", "undecided", said, error.hint)
 
 
-def _checks(visits: Sequence[Visit], *, interrupted: bool) -> Iterator[Check]:
+def _checks(
+    visits: Sequence[Visit], analyses: Sequence[Analysis], *, interrupted: bool
+) -> Iterator[Check]:
     """Gather the checks that did not pass, over the checkpoints where they did not."""
     found: dict[tuple[str, Status], list[tuple[TrackRow, Check]]] = {}
     for visit in visits:
@@ -107,9 +112,17 @@ def _checks(visits: Sequence[Visit], *, interrupted: bool) -> Iterator[Check]:
     for (name, status), cases in found.items():
         row, check = cases[-1]
         said = f"at {len(cases)} of {_count(len(visits))}, last {_at(row)}: {check.message}"
-        yield Check(name, status, said, check.advice)
+        yield Check(name, status, said, _of_the_spec(check.advice, name, analyses))
     if not found and visits and not interrupted:
         yield Check("every checkpoint", "pass", "every check of every checkpoint passed")
+
+
+def _of_the_spec(advice: str, check: str, analyses: Sequence[Analysis]) -> str:
+    """Say where an analysis's own options are: `track` has no flags for them."""
+    own = {flag_name(n) for a in analyses for n in type(a).model_fields}
+    if not any(flag in own for flag in re.findall(r"--[a-z-]+", advice)):
+        return advice
+    return f"{advice}, under analyses: {check.partition(':')[0]}: in the spec"
 
 
 def _at(row: TrackRow) -> str:

@@ -1,5 +1,7 @@
 """One checkpoint of a run after the other, each asked the same."""
 
+import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -46,8 +48,9 @@ def track(
 
     with timed() as times:
         visits, refused, interrupted = _visits(paths, load, ask)
-    if not visits and refused and not interrupted:
-        raise next(iter(refused.values()))
+    if not interrupted and not any(_assembled(v) for v in visits):
+        failures = [*(e for v in visits for e in v.failed.values()), *refused.values()]
+        raise failures[0]
     visits.sort(key=lambda v: (v.row.step is None, v.row.step or 0.0, v.row.checkpoint))
     notes = [note for _, said in pairs for note in said]
     result = told(visits, refused, plain, notes, interrupted=interrupted)
@@ -65,7 +68,10 @@ def _visits(
             visit = _visit(path, label, load, ask)
         except Exception as error:
             known = error if isinstance(error, CurvError) else memory_error(error)
-            refused[label] = known or bug(error)
+            if known is not None and known.code == "E_NONFINITE":
+                visits.append(_diverged(path, label, known))
+            else:
+                refused[label] = known or bug(error)
         except KeyboardInterrupt:
             return visits, refused, True
         else:
@@ -103,6 +109,18 @@ def _visit(path: Path, label: str, load: Load, ask: Ask) -> Visit:
         **{**dict.fromkeys((*FIGURES, *ERRORS.values())), **dict(_figures(results))},
     )
     return Visit(row, results, failed, loaded.provenance, source, notes)
+
+
+def _diverged(path: Path, label: str, error: CurvError) -> Visit:
+    """Make a row of a checkpoint whose loss is no number: what one looks for in a run."""
+    from curvcli.load import checkpoint
+
+    found = checkpoint.read(path)
+    step, source = step_of(path, found.progress)
+    known = {"step": step, "checkpoint": label, "loss": math.nan, "verdict": "undecided: loss"}
+    row: dict[str, Any] = {f.name: known.get(f.name) for f in dataclasses.fields(TrackRow)}
+    provenance: dict[str, Any] = {"checkpoint": found.provenance, "loss": None, "notes": []}
+    return Visit(TrackRow(**row), {}, {"loss": error}, provenance, source)
 
 
 def _examined(problem: "Problem", label: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -151,13 +169,18 @@ def _verdict(results: Mapping[str, Result], failed: Mapping[str, Exception]) -> 
     return "pass"
 
 
+def _assembled(visit: Visit) -> bool:
+    return "summary" in visit.provenance
+
+
 def _provenance(visits: Sequence[Visit]) -> dict[str, Any]:
     """Take from the first checkpoint what all share, and list what they do not."""
     if not visits:
         return {"summary": {}, "notes": []}
-    first = visits[0].provenance
+    first = next((v for v in visits if _assembled(v)), visits[0]).provenance
     named = [v.row.checkpoint for v in visits]
-    summary = {key: value for key, value in first["summary"].items() if key != "loss"}
+    about = first.get("summary", {})
+    summary = {key: value for key, value in about.items() if key != "loss"}
     several = f"{len(named)}, {named[0]} to {named[-1]}"
     summary["checkpoint"] = several if named[1:] else named[0]
     shared = {k: v for k, v in first.items() if k not in ("checkpoint", "loss", "notes")}

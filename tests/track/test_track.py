@@ -1,5 +1,6 @@
 """`curv track`: the checkpoints of a run in one table and one document."""
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,76 @@ def test_a_name_gives_the_step_that_a_file_does_not(run: Path) -> None:
         torch.save(small_model().state_dict(), run / f"{name}.pt")
     ran = curv("track", run / "w-12.pt", run / "w-3.pt", "--analysis", "eig", "--format", "json")
     assert [r["step"] for r in rows(ran.report)] == [3, 12]
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("w-3.pt", 3), ("100.pt", 100), ("ckpt_0100.pt", 100), ("model_epoch12.pt", 12),
+        ("Step7.pt", 7), ("epoch=3-val_loss=0.25.ckpt", 3), ("gpt2-500.pt", 500),
+        ("resnet18.pt", None), ("run2_lr0.001.pt", None), ("cos0.pt", None), ("v2.pt", None),
+        ("w-" + "1" * 30 + ".pt", None),
+    ],
+)  # fmt: skip
+def test_which_numbers_of_a_name_are_steps(name: str, step: int | None) -> None:
+    assert step_of(Path(name), {})[0] == step
+
+
+def test_epochs_are_called_so(run: Path) -> None:
+    for epoch in (1, 2):
+        state = {"model": small_model().state_dict(), "epoch": epoch}
+        torch.save(state, run / f"{epoch}.pt")
+    epochs = curv("track", run / "1.pt", run / "2.pt", "--analysis", "eig", "-f", "json", "-q")
+    steps = curv("track", run / "a.pt", "--analysis", "eig", "-f", "json", "-q")
+    told = [ran.report.results["track"].notes for ran in (epochs, steps)]
+    assert ["the steps are epochs" in notes for notes in told] == [True, False]
+
+
+def test_a_checkpoint_that_diverged_has_a_row(run: Path) -> None:
+    for broken, step in (("d", 120), ("e", 140)):
+        model = small_model()
+        with torch.no_grad():
+            model.get_parameter("2.weight")[0] = torch.nan
+        torch.save({"model": model.state_dict(), "step": step}, run / f"{broken}.pt")
+    ran = curv("track", "run", "--analysis", "eig", "--format", "json", "-q", "--out", "run.svg")
+    assert ran.code == 3
+    *_, row, last = rows(ran.report)
+    assert math.isnan(row["loss"])
+    assert (row["step"], row["verdict"], row["lambda_max"]) == (120, "undecided: loss", None)
+    result = ran.report.results["track"]
+    assert "from step 0 to 140; loss" in result.headline
+    assert "to nan" in result.headline
+    (check,) = [c for c in result.checks if c.name == "loss"]
+    assert check.message.startswith("at 2 of 5 checkpoints, last at step 140: E_NONFINITE")
+    assert "of 6 entries of 2.weight are no numbers" in check.message
+    assert ran.document["provenance"]["checkpoints"][4]["path"] == f"run/{last['checkpoint']}"
+    refused(curv("track", "run/d.pt", "-q"), "E_NONFINITE", 3, "2.weight")
+
+
+def test_a_checkpoint_without_a_step_does_not_end_the_run(run: Path) -> None:
+    torch.save(small_model().state_dict(), run / "z.pt")
+    ran = curv("track", "run", "--analysis", "eig", "--format", "json", "-q")
+    last = rows(ran.report)[-2]
+    assert rows(ran.report)[-1]["step"] is None
+    headline = ran.report.results["track"].headline
+    assert headline.startswith("4 checkpoints from step 0 to 100; loss ")
+    assert f"to {last['loss']:.4g}" in headline
+
+
+def test_advice_says_where_the_option_is(run: Path) -> None:
+    project(run, analyses={"trace": {"max_matvecs": 2, "tolerance": 1e-6}})
+    (run / "model.pt").unlink()
+    ran = curv("track", "run", "--analysis", "trace", "--format", "json", "-q")
+    (check,) = [c for c in ran.report.results["track"].checks if c.name == "trace: converged"]
+    assert check.advice.endswith("under analyses: trace: in the spec")
+
+
+def test_what_the_spec_says_is_added_to_what_track_asks(run: Path) -> None:
+    project(run, analyses={"trace": {"max_matvecs": 77}})
+    (run / "model.pt").unlink()
+    ran = curv("track", "run", "--analysis", "trace", "--format", "json", "-q")
+    options = ran.report.results["track"].options["trace"]
+    assert (options["max_matvecs"], options["tolerance"]) == (77, 0.1)
 
 
 def test_checks_are_gathered_over_the_checkpoints(run: Path) -> None:
