@@ -8,11 +8,11 @@ from curvcli.analyses.hearing import (
     by_depth,
     histograms,
     is_answer,
-    listed,
     named,
     notes,
     picture_book,
 )
+from curvcli.errors import listed
 from curvcli.options import ArrayFile, option
 from curvcli.report import Check, Metric, Result, column
 
@@ -29,7 +29,7 @@ QUANTILES = (0.05, 0.5, 0.95)
 
 @dataclass(frozen=True)
 class ActivationsRow:
-    """One place: a leaf module, or an activation that a forward() calls as a function."""
+    """One place: a leaf module, an activation after one layer, or what the model is given."""
 
     module: str = column("module")
     kind: str = column("kind")
@@ -41,6 +41,7 @@ class ActivationsRow:
     zero_gradient: float | None = column("zero", "percent")
     remark: str = column("remark")
     depth: int | None = column("layer", "count", detail=True)
+    after: str = column("after", detail=True)
     units: int | None = column("units", "count", detail=True)
     calls: int = column("calls", "count", detail=True)
     low: float = column("smallest", "real", detail=True)
@@ -56,10 +57,13 @@ class ActivationsRow:
 class Activations(Analysis):
     """Do signals get through: dead units, saturation, vanishing or exploding gradients?
 
-    One forward and backward pass over all the data. For every module that holds no other, and
-    every activation that a forward() calls as a function: mean and spread of its outputs, the share
-    of them at which an activation is flat, units that were flat for all the data, and the norm of
-    the gradient of an example's loss by the outputs, root mean square over the examples.
+    One forward and backward pass over all the data. For the inputs, every module that holds no
+    other, and every activation that a forward() calls as a function: mean and spread of its
+    outputs, the share of them at which an activation is flat (its slope is below a twentieth of
+    its steepest: tanh beyond 0.975, a sigmoid within 0.013 of its ends, ReLU at zero), units that
+    were flat for all the data, and the norm of the gradient of an example's loss by the outputs,
+    root mean square over the examples. An activation called after several layers has a row for
+    each of them; calls after the same layer, as at the steps of a recurrent network, share one.
     """
 
     name: ClassVar[str] = "activations"
@@ -68,7 +72,12 @@ class Activations(Analysis):
     # CS231n calls 40 % dead a learning rate too high; small ReLU networks that learned the digits
     # well have up to 31 %.
     dead: float = option(0.4, "warn from this share of dead units in a layer", gt=0, le=1)
-    saturated: float = option(0.5, "warn from this share of saturated outputs", gt=0, le=1)
+    saturated: float = option(
+        0.5,
+        "warn from this share s of saturated outputs (1 - 0.3 (1 - s) of a hardtanh, hardsigmoid)",
+        gt=0,
+        le=1,
+    )
     # An update of 1e-3 of its norm is healthy (CS231n); with 1e-6, ten thousand steps move a layer
     # by one per cent.
     decades: float = option(
@@ -88,7 +97,7 @@ class Activations(Analysis):
         from curvcli.signals.passes import record, unseen
         from curvcli.signals.pictures import pictures
 
-        if problem.mode == "train" and problem.replay is None:
+        if problem.mode != "eval" and problem.replay is None:
             seed = int(torch.randint(2**31, (), generator=work.rng))
             problem = replace(problem, replay=seed)
         heard = record(problem, work.announce("activations and gradients"))
@@ -103,14 +112,14 @@ class Activations(Analysis):
             rows=rows,
             metrics=self._metrics(rows, line),
             checks=[
-                self._dead(heard),
+                *self._dead(heard),
                 self._saturation(heard),
                 self._reached(heard),
                 self._trend(heard, line),
             ],
             notes=[
                 *notes(heard, problem.mode, len(unseen(problem))),
-                *self._of_pictures(found, drawn=drawn is not None),
+                *self._of_pictures(heard, found, drawn=drawn is not None),
             ],
             figures=[histograms(heard), *by_depth(heard, line), *([drawn] if drawn else [])],
             arrays=_arrays(found) if found else {},
@@ -126,12 +135,13 @@ class Activations(Analysis):
             mean=v.mean,
             std=v.std,
             flat=place.flat / place.judged if place.judged else None,
-            dead=place.dead,
+            dead=place.dead if place.judgeable else None,
             gradient=heard.norm(place),
             zero_gradient=place.zero_gradient,
             remark=self._remark(place, heard),
             depth=layers.index(place) + 1 if place.layered else None,
-            units=place.units if place.alive is not None else None,
+            after=place.after,
+            units=place.units if place.judgeable else None,
             calls=place.calls,
             low=v.low,
             **{k: place.histogram.quantile(q, v.low, v.high)
@@ -155,36 +165,58 @@ class Activations(Analysis):
         from curvcli.signals.dead import beyond_chance
 
         dead = place.dead
-        if not dead or is_answer(place, heard):
+        if not dead or not place.judgeable or is_answer(place, heard):
             return False
         enough = dead >= self.dead * place.units
-        return enough and beyond_chance(dead, place.units, heard.examples)
+        return enough and beyond_chance(dead, place.units, place.seen)
 
     def _is_saturated(self, place: "Place", heard: "Recording") -> bool:
-        from curvcli.signals.slopes import BOUNDED
+        from curvcli.signals.slopes import BOUNDED, HARD
 
         judged = place.function in BOUNDED and place.judged > 0 and not is_answer(place, heard)
-        return judged and place.flat >= self.saturated * place.judged
+        limit = self._hard_limit if place.function in HARD else self.saturated
+        return judged and place.flat >= limit * place.judged
 
-    def _dead(self, heard: "Recording") -> Check:
-        judged = [p for p in heard.places if p.alive is not None]
+    @property
+    def _hard_limit(self) -> float:
+        """The share of flat outputs that is too much of a hard activation."""
+        from curvcli.signals.slopes import PASSED
+
+        # It is flat from its corner on, at an input where tanh has 0.42 of its slope, and passes
+        # all of the gradient before it: sound networks have 70 % flat. The limit is where it lets
+        # as little of the gradient pass as a smooth one at its own; a unit that is flat on every
+        # example is a dead one for both.
+        return 1 - PASSED * (1 - self.saturated)
+
+    def _dead(self, heard: "Recording") -> list[Check]:
+        """Judge what can be judged; where there are activations and none can, say nothing."""
+        judged = [p for p in heard.places if p.judgeable]
+        if not judged and any(p.judged for p in heard.places):
+            return []
         bad = [p for p in judged if self._is_dead(p, heard)]
         if bad:
             parts = [f"{p.dead} of {p.units} units of {named(p)}" for p in bad]
             said = f"never off the flat part of the activation: {listed(parts)}"
             advice = "lower the learning rate, check initial weights and biases, or use leaky ReLU"
-            return Check("dead units", "warn", said, advice)
+            return [Check("dead units", "warn", said, advice)]
         units, dead = sum(p.units for p in judged), sum(p.dead or 0 for p in judged)
         said = f"{dead} of {units:,} units in {len(judged)} activations"
-        return Check("dead units", "pass", said if judged else "there are no activations to judge")
+        left = [named(p) for p in heard.places if p.judged and not p.judgeable]
+        said += f"; not judged: {listed(left)}" if left else ""
+        return [Check("dead units", "pass", said if judged else "there are no activations")]
 
     def _saturation(self, heard: "Recording") -> Check:
+        from curvcli.signals.slopes import HARD
+
         bad = [p for p in heard.places if self._is_saturated(p, heard)]
         if bad:
             parts = [f"{p.flat / p.judged:.0%} of {named(p)}" for p in bad]
             advice = "smaller weights or inputs, normalisation, or a lower learning rate"
             return Check("saturation", "warn", f"saturated: {listed(parts)}", advice)
-        return Check("saturation", "pass", f"no place is saturated by {self.saturated:.0%} or more")
+        said = f"no place is saturated by {self.saturated:.0%} or more"
+        if any(p.function in HARD for p in heard.places):
+            said += f" (a hardtanh or hardsigmoid: {self._hard_limit:.0%})"
+        return Check("saturation", "pass", said)
 
     def _reached(self, heard: "Recording") -> Check:
         asked = [p for p in heard.layers if p.hooked]
@@ -219,7 +251,7 @@ class Activations(Analysis):
 
     def _headline(self, rows: list[ActivationsRow], line: "Trend | None") -> str:
         known = [r for r in rows if r.gradient]
-        said = [f"{len(rows)} places"]
+        said = [f"{sum(r.kind != 'input' for r in rows)} places"]
         if line is not None:
             way = "shrinks" if line.decades > 0 else "grows"
             said.append(f"the gradient {way} {10 ** abs(line.decades):.2g}-fold toward the input")
@@ -233,18 +265,23 @@ class Activations(Analysis):
 
     def _metrics(self, rows: list[ActivationsRow], line: "Trend | None") -> dict[str, Metric]:
         dead, units = sum(r.dead or 0 for r in rows), sum(r.units or 0 for r in rows)
-        found = {
-            "dead_units": Metric(dead, "dead units", "count"),
-            "units": Metric(units, "units judged", "count"),
-        }
+        found = {"units": Metric(units, "units judged", "count")}
+        if units:
+            found = {"dead_units": Metric(dead, "dead units", "count"), **found}
         if line is not None:
             title = "decades by which the gradient shrinks toward the input"
             found["gradient_decades"] = Metric(line.decades, title, "real", line.decades_error)
         return found
 
-    def _of_pictures(self, found: "Pictures | None", *, drawn: bool) -> list[str]:
+    def _of_pictures(
+        self, heard: "Recording", found: "Pictures | None", *, drawn: bool
+    ) -> list[str]:
         if found is None:
-            asked = "the first layer does not look at pictures: no --weights to write"
+            first = f", {named(heard.layers[0])}," if heard.layers else ""
+            asked = (
+                f"--weights: no file is written, since the first layer{first} does not look at "
+                "pictures (a Conv2d does, or a Linear of images or of a square number of inputs)"
+            )
             return [asked] if self.weights else []
         size = "x".join(map(str, found.pixels.shape[1:]))
         where = "are drawn as a figure" if drawn else "are too large for a figure"

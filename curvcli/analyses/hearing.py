@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
+from curvcli.errors import listed
 from curvcli.report import Axis, Figure, Line, Tiles
 
 if TYPE_CHECKING:
@@ -33,22 +34,14 @@ def named(place: "Place") -> str:
     return place.name or "the model"
 
 
-def listed(parts: list[str]) -> str:
-    """Name the first four of some things."""
-    return ", ".join(parts[:4]) + (f" and {len(parts) - 4} more" if parts[4:] else "")
-
-
 def notes(heard: "Recording", mode: str, unseen: int) -> list[str]:
     """Say what the columns mean, and what was not heard."""
-    from torch import nn
-
-    fused = [p.name for p in heard.places if isinstance(p.module, nn.RNNBase)]
     said = [
         f"over {heard.examples:,} of {heard.of:,} examples, model in {mode} mode"
         if heard.interrupted
         else f"over all {heard.of:,} examples, model in {mode} mode",
         "flat: share of outputs where the activation's slope is below 1/20 of its steepest "
-        "(saturated, or off); dead: units flat on every example",
+        "(saturated, or off: tanh beyond 0.975, ReLU at 0); dead: units flat on every example",
         "gradient: norm of d loss / d outputs of one example, root mean square over examples; "
         "zero: share of outputs where it is zero",
     ]
@@ -56,8 +49,52 @@ def notes(heard: "Recording", mode: str, unseen: int) -> list[str]:
         said.append(
             f"{unseen} batch normalisations have no statistics yet: each batch's own are taken"
         )
+    return said + _rows_told(heard) + _units_told(heard)
+
+
+def _rows_told(heard: "Recording") -> list[str]:
+    """Say what the rows are that are not simply a module's outputs."""
+    from torch import nn
+
+    said = []
+    again = next((p for p in heard.places if p.number > 1), None)
+    if again:
+        after = f", after {again.after}" if again.after else ""
+        said.append(
+            f"{again.name}: another call of the activation{after} (column after, in csv and json); "
+            "calls that come back to one layer, as recurrent ones, share a row"
+        )
+    pooled = [named(p) for p in heard.places if p.pooled]
+    if pooled:
+        said.append(
+            f"{listed(pooled)}: the calls of a loop as one, since they are many or differ in "
+            "number; a unit is dead there only if it is at every call"
+        )
+    fused = [p.name for p in heard.places if p.kind != "input" and isinstance(p.module, nn.RNNBase)]
     if fused:
-        said.append(f"gates inside of {listed(fused)} are not seen: one kernel computes them")
+        said.append(
+            f"{listed(fused)}: the sequence of outputs; the norm counts what comes back by the "
+            "last states too; gates inside are not seen, since one kernel computes them"
+        )
+    return said
+
+
+def _units_told(heard: "Recording") -> list[str]:
+    """Say which units could not be judged, and why."""
+    from curvcli.signals.dead import ENOUGH
+
+    said = []
+    unlike = [named(p) for p in heard.places if p.judged and p.alive is None]
+    if unlike:
+        said.append(
+            f"dead units of {listed(unlike)} are not judged: their number differs from call to call"
+        )
+    few = [named(p) for p in heard.places if p.alive is not None and not p.judgeable]
+    if few:
+        said.append(
+            f"dead units of {listed(few)} are not known: they met fewer than {ENOUGH} examples, "
+            "on which a sound unit is off by chance"
+        )
     return said
 
 

@@ -5,6 +5,9 @@ import math
 RARE = 0.1
 """A unit that is on for a tenth of the examples is a rare one, and no dead one."""
 
+ENOUGH = 8
+"""Examples of which all must be off: a unit that is on for half of them is so by 1 in 256."""
+
 SURE = 1e-3
 """Chance that a layer of rare units is called dead."""
 

@@ -9,18 +9,23 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 from curvcli.batches import Batch
 from curvcli.derivatives import optional_derivatives
 from curvcli.problem import Problem
-from curvcli.signals.place import Place
-from curvcli.signals.recorder import Line, Recorder
+from curvcli.signals.calls import Key, settled
+from curvcli.signals.place import Place, plain
+from curvcli.signals.recorder import Recorder
 from curvcli.work import Watch, silent
+
+INPUT = "input"
+"""The kind of the places that are what the model is given."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What was seen: the places in the order of their first call, over so many examples.
+    """What was seen: the inputs, then the places in the order of their first call.
 
     Gradients are those of L; times the number of all examples, they are of an example's own loss.
     """
@@ -40,7 +45,8 @@ class Recording:
         if not place.hooked:
             return None
         # Entries are 1 / of of an example's gradient; `examples` of them are seen.
-        return self.of * math.sqrt(place.gradient.power / self.examples)
+        power = place.gradient.power + place.beside
+        return self.of * math.sqrt(power / self.examples)
 
     def is_final(self, place: Place) -> bool:
         """Tell whether no layer comes after this place, so that it shapes the outputs alone."""
@@ -53,25 +59,24 @@ def record(problem: Problem, watch: Watch = silent) -> Recording:
     floats = [n for n, p in problem.model.named_parameters() if p.is_floating_point()]
     weight = problem.measure.weight
     whole = replace(problem, names=tuple(floats))
-    places: dict[str, Place] = {}
-    named: dict[Line, str] = {}
+    places: dict[Key, Place] = {}
     done, interrupted = 0, False
     try:
         with whole.engaged():
             for module in unseen(whole):
                 module.train()
             for batch in whole.batches:
-                for name, place in _heard(whole, batch, weight, named).items():
-                    if name in places:
-                        places[name].merge(place)
+                heard = _given(whole, batch) | _heard(whole, batch, weight)
+                for key, place in heard.items():
+                    if key in places:
+                        places[key].merge(place)
                     else:
-                        places[name] = place
+                        places[key] = place
                 done += batch.size
                 watch(done, whole.examples, None, None)
     except KeyboardInterrupt:
         interrupted = True
-    ordered = tuple(sorted(places.values(), key=lambda p: p.first))
-    return Recording(ordered, done, problem.examples, interrupted)
+    return Recording(settled(places), done, problem.examples, interrupted)
 
 
 def unseen(problem: Problem) -> list[nn.Module]:
@@ -80,7 +85,7 @@ def unseen(problem: Problem) -> list[nn.Module]:
     In eval mode they would leave signals as they are, which neither training nor use does.
     """
     # A single example has no spread to normalise by.
-    if problem.mode == "train" or any(b.size < 2 for b in problem.batches):
+    if problem.mode != "eval" or any(b.size < 2 for b in problem.batches):
         return []
     return [
         m for m in problem.model.modules()
@@ -89,10 +94,20 @@ def unseen(problem: Problem) -> list[nn.Module]:
     ]  # fmt: skip
 
 
-def _heard(
-    problem: Problem, batch: Batch, weight: float, named: dict[Line, str]
-) -> dict[str, Place]:
-    recorder = Recorder(problem.model, batch.size, named)
+def _given(problem: Problem, batch: Batch) -> dict[Key, Place]:
+    """See what the model is given, so that inputs of a strange size stand out."""
+    found = {}
+    name = "the input" if "input" in dict(problem.model.named_modules()) else INPUT
+    for path, t in pytree.tree_leaves_with_path(batch.inputs):
+        if plain(t) and t.numel():
+            place = Place(name, INPUT, -1, problem.model, calls=1)
+            place.give(t)
+            found[Key(name + pytree.keystr(path), line=INPUT)] = place
+    return found
+
+
+def _heard(problem: Problem, batch: Batch, weight: float) -> dict[Key, Place]:
+    recorder = Recorder(problem.model, batch.size)
     try:
         with recorder.hearing():
             share = problem.terms(batch).total / weight

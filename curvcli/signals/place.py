@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from curvcli.signals.dead import ENOUGH
 from curvcli.signals.histogram import Histogram
 from curvcli.signals.moments import Moments
 
@@ -15,12 +16,17 @@ class Place:
     """What one place gave and what came back to it.
 
     first, last:   when it was called, among all calls of a pass
+    after:         the layer before, whose units are its own, where it is an activation
     depth:         whether it holds parameters, and so counts as a layer
     function:      the activation that it is, where it is one
+    number:        which it is of the places that are called alike
     values:        of its outputs; gradient: of the loss by them
+    beside:        sum of squares of the gradient by what else it returned, such as states
     hooked:        entries of outputs that a gradient could reach
     flat, judged:  entries at which the activation is flat, and all that it took
     alive:         units (k,) that were off the flat part at least once; None where not comparable
+    seen:          examples that its units were judged on; batches: those that it was called in
+    pooled:        whether it is all the calls of a loop
     """
 
     name: str
@@ -28,16 +34,22 @@ class Place:
     first: int
     module: nn.Module
     layered: bool = False
+    after: str = ""
     function: str = ""
+    number: int = 1
     last: int = 0
     calls: int = 0
     values: Moments = field(default_factory=Moments)
     histogram: Histogram = field(default_factory=Histogram)
     gradient: Moments = field(default_factory=Moments)
+    beside: float = 0.0
     hooked: int = 0
     flat: int = 0
     judged: int = 0
     alive: Tensor | None = None
+    seen: int = 0
+    batches: int = 1
+    pooled: bool = False
     _comparable: bool = True
 
     def give(self, t: Tensor) -> None:
@@ -50,13 +62,19 @@ class Place:
         if plain(gradient):
             self.gradient.add(gradient)
 
+    def receive_beside(self, gradient: Tensor) -> None:
+        """Take in what came back to something else that it returned."""
+        if plain(gradient):
+            self.beside += float(gradient.detach().double().square().sum())
+
     def judge(self, off: Tensor, axis: int) -> None:
         """Take in at which entries the activation is flat; its units lie along an axis."""
         self.flat += int(off.sum())
         self.judged += off.numel()
         on = off.logical_not()
-        alive = on.movedim(axis, -1).flatten(0, -2).any(0) if on.ndim > 1 else on.any().reshape(1)
-        self._combine(alive.cpu())
+        on = on.movedim(axis, -1).flatten(0, -2) if on.ndim > 1 else on.reshape(-1, 1)  # (n, k)
+        self.seen += len(on)
+        self._combine(on.any(0).cpu())
 
     def _combine(self, alive: Tensor) -> None:
         if self._comparable and (self.alive is None or self.alive.shape == alive.shape):
@@ -68,15 +86,22 @@ class Place:
     def merge(self, other: "Place") -> None:
         """Take in what was seen of the same place on other examples."""
         self.last, self.calls = max(self.last, other.last), self.calls + other.calls
+        self.seen, self.batches = self.seen + other.seen, self.batches + other.batches
         self.values.merge(other.values)
         self.histogram.merge(other.histogram)
         self.gradient.merge(other.gradient)
+        self.beside += other.beside
         self.hooked += other.hooked
         self.flat, self.judged = self.flat + other.flat, self.judged + other.judged
         if not other._comparable:
             self._comparable, self.alive = False, None
         elif other.alive is not None:
             self._combine(other.alive)
+
+    @property
+    def judgeable(self) -> bool:
+        """Whether its units can be told apart, and were seen often enough to call one dead."""
+        return self.alive is not None and self.seen >= ENOUGH
 
     @property
     def units(self) -> int:

@@ -16,7 +16,7 @@ from zoo import ZOO, drawn
 
 import curvcli
 from curvcli.analyses.activations import Activations
-from curvcli.report import Report
+from curvcli.report import Report, Result
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 THREE = ("digits_mlp", "digits_cnn", "modular_transformer")
@@ -73,6 +73,107 @@ def test_a_sigmoid_that_gives_the_answer_may_saturate() -> None:
     result = ask(Activations(), classify(model, inputs(60, 6)))
     assert result.status == "pass"
     assert result.rows[-1]["flat"] > 0.5
+
+
+class OneSigmoid(nn.Module):
+    """One sigmoid for the hidden layer and for the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.act = nn.Linear(6, 8), nn.Linear(8, 3), nn.Sigmoid()
+        nn.init.normal_(self.a.weight, std=100.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.act(self.b(self.act(self.a(x))))
+        return out
+
+
+def test_the_hidden_call_of_a_sigmoid_is_not_excused_by_the_last() -> None:
+    result = ask(Activations(), classify(OneSigmoid(), inputs(60, 6)))
+    assert [r["remark"] for r in result.rows if r["kind"] == "Sigmoid"] == ["saturated", ""]
+    assert "act 2: another call of the activation, after b" in " ".join(result.notes)
+
+
+def tanh_like(kind: type[nn.Module], std: float) -> Result:
+    """Ask of an activation whose inputs are normal, exactly N(0, std^2)."""
+    first, weight = nn.Linear(6, 50, bias=False), inputs(50, 6, seed=0)
+    first.weight = nn.Parameter(std * weight / weight.norm(dim=1, keepdim=True))
+    model = nn.Sequential(first, kind(), nn.Linear(50, 3))
+    return ask(Activations(), classify(model, inputs(400, 6)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "std", "flat", "status"),
+    [
+        # P(|N| > corner / std), and for tanh the corner is 2.178.
+        (nn.Hardtanh, 2.6, 0.70, "pass"),
+        (nn.Hardtanh, 8.0, 0.90, "warn"),
+        (nn.Hardsigmoid, 4.5, 0.505, "pass"),
+        (nn.Hardsigmoid, 24.0, 0.90, "warn"),
+        (nn.Tanh, 2.6, 0.402, "pass"),
+        (nn.Tanh, 4.0, 0.586, "warn"),
+    ],
+)
+def test_a_hard_activation_may_be_flat_more_often(
+    kind: type[nn.Module], std: float, flat: float, status: str
+) -> None:
+    result = tanh_like(kind, std)
+    (row,) = [r for r in result.rows if r["kind"] == kind.__name__]
+    assert row["flat"] == pytest.approx(flat, abs=0.03)
+    (check,) = [c for c in result.checks if c.name == "saturation"]
+    assert check.status == status
+    assert ("85%" in check.message) == (kind is not nn.Tanh and status == "pass")
+
+
+@pytest.mark.parametrize(("examples", "known"), [(1, False), (7, False), (8, True)])
+def test_few_examples_do_not_tell_dead_units(examples: int, known: bool) -> None:
+    model = mlp(6, 40, 3, act=nn.ReLU)
+    result = ask(Activations(), classify(model, inputs(examples, 6)))
+    (row,) = [r for r in result.rows if r["kind"] == "ReLU"]
+    off = int((model[:2](inputs(examples, 6)) == 0).all(0).sum())
+    assert row["dead"] == (off if known else None)
+    assert ("dead_units" in result.metrics) == known
+    assert ("dead units" in {c.name for c in result.checks}) == known
+    assert ("fewer than 8 examples" in " ".join(result.notes)) != known
+    assert result.status == "pass"
+
+
+class Widths(nn.Module):
+    """A loop over activations of different widths, after an activation that can be judged."""
+
+    def __init__(self, *, judged: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.judged = nn.Linear(6, 20), nn.Linear(20, 3), judged
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        h = torch.tanh(h) if self.judged else h
+        for k in range(1, 20):
+            h = h + torch.relu(h[:, :k]).sum(1, keepdim=True) / 20
+        out: torch.Tensor = self.b(h)
+        return out
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_what_is_not_judged_does_not_pass(judged: bool) -> None:
+    result = ask(Activations(), classify(Widths(judged=judged), inputs(30, 6)))
+    said = [c.message for c in result.checks if c.name == "dead units"]
+    assert said == (["0 of 20 units in 1 activations; not judged: relu()"] if judged else [])
+    notes = " ".join(result.notes)
+    assert "dead units of relu() are not judged" in notes
+    assert "relu(): the calls of a loop as one" in notes
+
+
+def test_inputs_that_are_not_scaled_are_seen() -> None:
+    x = 1000 * inputs(60, 6) + 500
+    result = ask(Activations(), classify(mlp(6, 8, 3), x))
+    first = result.rows[0]
+    assert (first["module"], first["kind"], first["gradient"]) == ("input", "input", None)
+    assert first["mean"] == pytest.approx(float(x.mean()), rel=1e-5)
+    assert first["std"] == pytest.approx(float(x.std(correction=0)), rel=1e-5)
+    assert result.headline.startswith("3 places")
 
 
 def test_a_layer_without_gradient_is_named() -> None:
@@ -170,7 +271,8 @@ def test_pictures_too_large_for_a_figure_are_told() -> None:
 def test_what_is_no_picture_is_told(tmp_path: Path) -> None:
     out = tmp_path / "w.csv"
     said = curv("activations", SAMPLES / "modular_transformer.pt", "--weights", out).out
-    assert "does not look at pictures" in said
+    assert "no file is written, since the first layer, wte, does not look at pictures" in said
+    assert not out.exists()
 
 
 def test_ctrl_c_gives_what_is_known() -> None:
@@ -178,7 +280,7 @@ def test_ctrl_c_gives_what_is_known() -> None:
     result = ask(Activations(), p, announce=interrupted_at(8))
     assert result.interrupted
     assert "over 8 of 20 examples, model in eval mode" in result.notes
-    assert len(result.rows) == 3
+    assert len(result.rows) == 4
     nothing = ask(Activations(), p, announce=interrupted_at(0))
     assert nothing.interrupted
 
@@ -196,7 +298,7 @@ def test_from_python_and_from_the_command_line(tmp_path: Path) -> None:
     result = curvcli.activations(
         model, nn.functional.cross_entropy, [(drawn(9, 4).float(), torch.zeros(9).long())]
     )
-    assert [r["kind"] for r in result.rows] == ["Linear", "Tanh", "Linear"]
+    assert [r["kind"] for r in result.rows] == ["input", "Linear", "Tanh", "Linear"]
     project(tmp_path, analyses={"activations": {"decades": 2}})
     assert curv("activations", "--spec", tmp_path / "curv.yaml").code == 0
 
@@ -226,7 +328,7 @@ def test_leaves_without_finite_numbers_are_passed_over_or_told() -> None:
     torch.manual_seed(0)
     result = ask(Activations(), classify(Masked(), torch.arange(20) % 5))
     rows = {r["module"]: r for r in result.rows}
-    assert list(rows) == ["embedding", "mask", "head"]
+    assert list(rows) == ["embedding", "mask", "head"]  # the inputs are whole numbers too
     assert math.isnan(float(rows["mask"]["median"]))
     assert rows["mask"]["low"] == -math.inf
     assert Report.from_json(Report({}, {"activations": result}).to_json())

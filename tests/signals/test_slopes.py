@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from curvcli.signals.slopes import BOUNDED, ONE_SIDED, OTHERS, activation, activations, flat
+from curvcli.signals.slopes import (
+    BOUNDED,
+    ONE_SIDED,
+    OTHERS,
+    PASSED,
+    activation,
+    activations,
+    flat,
+)
 
 X = torch.linspace(-9, 9, 4001, dtype=torch.float64)
 
@@ -62,6 +70,53 @@ def test_clamping_at_zero_is_relu() -> None:
     assert activation(torch.clamp, (X, -1.0, 1.0), {}) is None
     assert activation(torch.clamp, (X,), {"max": 0}) is None
     assert activation(torch.add, (X, X), {}) is None
+
+
+ZERO = torch.zeros((), dtype=torch.float64)
+
+RELUS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
+    "clamp": (Tensor.clamp, (X,), {"min": 0}),
+    "clip": (torch.clip, (X, 0.0), {}),
+    "clamp to a tensor": (torch.clamp, (X,), {"min": ZERO}),
+    "maximum": (torch.maximum, (X, ZERO), {}),
+    "maximum, other way round": (torch.maximum, (ZERO, X), {}),
+    "method": (Tensor.maximum, (X,), {"other": torch.zeros_like(X)}),
+    "max of two": (torch.max, (X, ZERO), {}),
+    "threshold": (functional.threshold, (X, 0.0, 0.0), {}),
+}
+
+
+@pytest.mark.parametrize("name", RELUS)
+def test_relu_in_other_words(name: str) -> None:
+    function, args, kwargs = RELUS[name]
+    found = activation(function, args, kwargs)
+    assert found == ("threshold" if name == "threshold" else "relu")
+    off = flat(found, function, args, kwargs)
+    assert off is not None
+    # At the kink a maximum has half of the slope.
+    away = X != 0
+    assert torch.equal(off[away], (X <= 0)[away])
+
+
+def test_what_is_no_relu() -> None:
+    assert activation(torch.maximum, (X, X), {}) is None
+    assert activation(torch.maximum, (X, ZERO.clone().requires_grad_()), {}) is None
+    assert activation(torch.max, (X, 0), {}) is None
+    assert activation(torch.max, (X,), {"dim": 0}) is None
+    assert activation(torch.max, (ZERO,), {}) is None
+    assert activation(torch.clamp, (X,), {"min": X}) is None
+    assert activation(torch.vmap, (X,), {}) is None
+
+
+@pytest.mark.parametrize(("name", "steepest"), [("tanh", 1.0), ("sigmoid", 0.25)])
+def test_how_much_less_a_smooth_activation_lets_pass(name: str, steepest: float) -> None:
+    # Inputs are spread evenly, as wide ones are near zero.
+    x = X.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(getattr(torch, name)(x).sum(), x)
+    off = flat(name, getattr(torch, name), (X,), {})
+    assert off is not None
+    passed = (slope / steepest).square().sum() / off.logical_not().sum()
+    assert float(passed) == pytest.approx(PASSED, abs=0.01)
 
 
 def test_torch_has_no_elementwise_activation_that_is_unknown() -> None:
