@@ -80,7 +80,7 @@ Where it selects none, all of them run. One that cannot be completed does not st
 TRACK = """How did curvature, loss and steps change over the checkpoints of a run?
 
 The checkpoints, or a folder of them, are sorted by the step that each one saved. One that cannot be
-read is told and passed over. The spec is the nearest curv.yaml from the first checkpoint upward.
+read is told and passed over; one whose loss is no number has a row that says so.
 """
 RENDER = """Render a saved report again, without the model.
 

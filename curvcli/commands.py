@@ -199,10 +199,13 @@ def _analyses(
 
 
 def _spec(named: Path | None, model: Path | None, start: Path | None = None) -> Spec:
-    path = discover(named, model, start or Path.cwd())
+    """Read the spec: a checkpoint's own is nearer to it than that of the working directory."""
+    if start is None:
+        start = Path() if model is None else model.parent
+    path = discover(named, model, start, Path.cwd())
     if path is None:
         beside = f"{model.with_suffix('.yaml')}, nor " if model and model.name else ""
-        where = "here" if start in (None, Path()) else f"in {start}"
+        where = "here" if start == Path() else f"in {start}, here"
         raise CurvError(
             "E_SPEC",
             f"there is no {beside}curv.yaml {where} or above",

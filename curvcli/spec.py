@@ -135,18 +135,22 @@ def _within(spec: Spec, name: str, loc: Location) -> str:
     return spec.where("analyses", name, *loc)
 
 
-def discover(spec: Path | None, model: Path | None, start: Path) -> Path | None:
-    """Find the spec: the named one, then MODEL's with the suffix .yaml, then curv.yaml upward."""
+def discover(spec: Path | None, model: Path | None, *starts: Path) -> Path | None:
+    """Find the spec: the named one, then MODEL's with the suffix .yaml, then curv.yaml upward.
+
+    From the first of `starts` to its root, then from the next.
+    """
     if spec is not None:
         return _named(spec)
     if model is not None and model.name:
         beside = model.with_suffix(".yaml")
         if os.path.isfile(beside):
             return beside
-    here = start.resolve()
-    found = (folder / NAME for folder in (here, *here.parents) if os.path.isfile(folder / NAME))
-    nearest_one = next(found, None)
-    return _near(nearest_one) if nearest_one else None
+    for here in (start.resolve() for start in starts):
+        for folder in (here, *here.parents):
+            if os.path.isfile(folder / NAME):
+                return _near(folder / NAME)
+    return None
 
 
 def schema(kinds: Mapping[str, type[Options]] | None = None) -> dict[str, Any]:

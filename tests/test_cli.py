@@ -130,7 +130,7 @@ def test_no_spec(here: Path) -> None:
     refused(curv("eig"), "E_SPEC", 2, "there is no curv.yaml")
     (here / "run").mkdir()
     (here / "model.pt").rename(here / "run" / "a.pt")
-    refused(curv("track", "run/a.pt"), "E_SPEC", 2, "there is no curv.yaml in run or above")
+    refused(curv("track", "run/a.pt"), "E_SPEC", 2, "there is no curv.yaml in run, here or above")
     refused(curv("eig", "--spec", "other.yaml"), "E_NOT_FOUND", 2, "--spec other.yaml")
 
 
@@ -366,6 +366,16 @@ def test_which_spec_is_found(here: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(here / "inner" / "deep")
     assert found() == "curv.yaml"
     assert found("../../model.pt") == "model.yaml"
+    # The one beside a checkpoint is nearer to it than that of the working directory.
+    other = here / "other"
+    other.mkdir()
+    project(other, name="curv.yaml", run={"seed": 5})
+    monkeypatch.chdir(here)
+    for path, told in (("other/model.pt", "other/curv.yaml"), ("model.pt", "model.yaml")):
+        ran = curv("eig", "-k", "1", "-f", "json", path)
+        assert ran.document["provenance"]["spec"]["path"] == told
+    (other / "curv.yaml").unlink()
+    assert found("other/model.pt") == "curv.yaml"
 
 
 # --- where the report goes -------------------------------------------------------------------
