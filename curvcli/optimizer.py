@@ -1,6 +1,7 @@
 """An optimizer as a checkpoint saved it: parameters by name, and torch's own class to step with."""
 
 import copy
+import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from curvcli.errors import CurvError
+
+FROM_SPEC = "as the spec says, before its first step"
+"""The rule of an optimizer that no file holds."""
 
 State = dict[str, Any]  # one parameter's entries: exp_avg, step, ...
 
@@ -33,6 +37,13 @@ class SavedOptimizer:
     state: dict[str, State]
     rule: str  # how the names were found, for the report
     verified: bool  # False where there was nothing to compare the names with, as with plain SGD
+    alike: tuple[tuple[str, ...], ...] = ()  # what only its place in a group tells apart, by sets
+    notes: tuple[str, ...] = ()  # what the reader should know of how it was read
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no step was taken, as a class that keeps state shows by having none."""
+        return not self.state and bool(traits(self.kind).required)
 
     @property
     def idle(self) -> frozenset[str]:
@@ -135,7 +146,10 @@ def classes() -> dict[str, type[Optimizer]]:
 def optimizer_class(kind: str) -> type[Optimizer]:
     """Return the class of torch.optim with this name."""
     if kind not in classes():
-        hint = f"set optimizer.class to one of {', '.join(sorted(classes()))}"
+        small = {name.lower(): name for name in classes()}
+        close = difflib.get_close_matches(kind.lower(), small, n=1)
+        every = f"set optimizer.class to one of {', '.join(sorted(classes()))}"
+        hint = f"did you mean {small[close[0]]}?" if close else every
         raise CurvError("E_OPTIMIZER", f"torch.optim has no {kind}", hint)
     return classes()[kind]
 

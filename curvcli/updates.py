@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from curvcli.derivatives import optional_derivatives
-from curvcli.errors import CurvError
-from curvcli.optimizer import Group, SavedOptimizer, State
+from curvcli.errors import CurvError, listed
+from curvcli.optimizer import FROM_SPEC, Group, SavedOptimizer, State
 from curvcli.problem import Problem
 
 Recover = Callable[[Tensor, State, Group], Tensor | None]
@@ -32,8 +32,14 @@ def optimizer_of(problem: Problem) -> SavedOptimizer:
 
 def matched(saved: SavedOptimizer) -> list[str]:
     """Say, as a note, how the optimizer's state found its parameters."""
+    if not saved.state and saved.rule == FROM_SPEC:
+        return [f"{saved.kind} {saved.rule}", *saved.notes]
     doubt = "" if saved.verified else " (unverified: this optimizer saves nothing to compare)"
-    return [f"{saved.kind}, state matched to parameters by {saved.rule}{doubt}"]
+    notes = [f"{saved.kind}, state matched to parameters by {saved.rule}{doubt}", *saved.notes]
+    if saved.alike:
+        some = listed(max(saved.alike, key=len))
+        notes.append(f"only their order in the file tells apart tensors of one shape: {some}")
+    return notes
 
 
 def summed(problem: Problem) -> float:

@@ -35,6 +35,7 @@ ROOMS = {
     "dynamics": "errors optimizer",
     "spec": "errors mistakes options",
     "load": "batches errors mistakes modules options optimizer params problem spec version",
+    "likeness": "optimizer",
     "training": "batches curvature errors problem",
     "curvature": "batches derivatives determinism dynamics errors linalg params problem work",
     "gradients": "batches curvature derivatives errors linalg modules params problem work",
@@ -59,8 +60,8 @@ ROOMS = {
 
 INSIDE = {
     "report": "document",
-    "analyses": "curvature determinism dynamics gradients linalg optimizer params problem signals "
-    "training trials updates",
+    "analyses": "curvature determinism dynamics gradients likeness linalg optimizer params problem "
+    "signals training trials updates",
     "commands": "load progress runner selftest track work",
     "track": "load trials",
     "testing": "curvcli",
@@ -70,7 +71,7 @@ INSIDE = {
 """What a room may import besides inside its functions, where it costs nothing at start-up."""
 
 LIBRARIES = {
-    "torch": "batches curvature derivatives determinism dynamics gradients linalg load modules "
+    "torch": "batches curvature derivatives determinism dynamics gradients likeness linalg load modules "
     "nonfinite optimizer params problem runner selftest track training signals trials updates",
     "numpy": "load",
     "rich": "sinks",

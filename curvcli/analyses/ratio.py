@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from curvcli.analyses.base import Analysis
+from curvcli.analyses.states import of_state
 from curvcli.errors import CurvError, listed
 from curvcli.options import option
 from curvcli.report import Check, Metric, Result, column
@@ -93,10 +94,12 @@ class Ratio(Analysis):
             following, gradients = next_updates(problem, saved)
             steps = Steps(params, last, following, gradients, saved.idle)
         elif all(last.get(n) is None for n in looked):
+            why = f"the saved state of {saved.kind} does not determine the last update"
+            if saved.untouched:
+                why = f"{saved.kind} has no saved state of a last update"
             raise CurvError(
                 "E_SPEC",
-                f"the saved state of {saved.kind} does not determine the last update, and the next "
-                "one needs data and loss",
+                f"{why}, and the next one needs data and loss",
                 "add data: and loss: to the spec",
             )
         else:
@@ -107,7 +110,7 @@ class Ratio(Analysis):
             self._headline(tensors),
             rows=rows,
             metrics=self._metrics(tensors),
-            checks=self._checks(tensors),
+            checks=[*of_state(saved, steps.gradients), *self._checks(tensors)],
             notes=self._notes(problem, saved, steps),
         )
 
@@ -224,7 +227,9 @@ class Ratio(Analysis):
         from curvcli.updates import matched, summed
 
         notes = [*matched(saved), *_left_out(problem, saved)]
-        if all(x is None for x in steps.last.values()):
+        if saved.untouched:
+            notes.append("no last ratio: there is no state of a step")
+        elif all(x is None for x in steps.last.values()):
             notes.append(f"the saved state of {saved.kind} does not determine the last update")
         else:
             notes.append("last ratio: with the saved learning rate; a scheduler may have moved it")

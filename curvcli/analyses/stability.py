@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from curvcli.analyses.base import Analysis
 from curvcli.analyses.edge import Edge, StabilityRow
+from curvcli.analyses.states import of_state
 from curvcli.errors import CurvError, listed
 from curvcli.options import option
-from curvcli.report import Check, Metric, Result, plus_minus
+from curvcli.report import Metric, Result, plus_minus
 
 if TYPE_CHECKING:
     from curvcli.curvature.hessian import Chosen
@@ -69,7 +70,7 @@ class Stability(Analysis):
         from curvcli.curvature.preconditioned import preconditioned
         from curvcli.dynamics.laws import reference
         from curvcli.training import as_trained
-        from curvcli.updates import broken, matched, optimizer_of, summed
+        from curvcli.updates import matched, optimizer_of, summed
 
         saved = optimizer_of(problem)
         problem = as_trained(problem, work.memory)
@@ -87,10 +88,8 @@ class Stability(Analysis):
         if not found.rows:
             return self.result("no eigenvalue is known yet", notes=notes, interrupted=True)
         checks = [edge.check(found.rows[0], found.sharp), *self.doubts(chosen.notes)]
-        if no_numbers := broken(saved):
-            said = f"no numbers in {listed(no_numbers)}"
-            hint = "the next step spoils the weights: take an earlier checkpoint"
-            checks.append(Check("optimizer state", "undecided", said, hint))
+        gradients = part.layout.named(part.gradient()) if saved.alike else {}
+        checks += of_state(saved, gradients)
         if self.at_most is not None:
             checks.append(edge.limit(found.rows[0], found.sharp, self.at_most))
         return self.result(

@@ -5,7 +5,7 @@ order raises nothing. So the names come from the file, the spec, a known trainer
 assignment by shapes, and the shapes of the whole sequence are compared, group by group.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,9 +15,15 @@ from torch import Tensor, nn
 
 from curvcli.errors import CurvError
 from curvcli.load.names import listed, prefixes, shown
-from curvcli.load.optimizer_class import check_options, filled, hyperparameters, identify
+from curvcli.load.optimizer_class import (
+    check_names,
+    check_options,
+    filled,
+    hyperparameters,
+    identify,
+)
 from curvcli.load.ordering import Names, assignments, orders
-from curvcli.optimizer import Group, SavedOptimizer, State, traits
+from curvcli.optimizer import FROM_SPEC, Group, SavedOptimizer, State, traits
 
 GROUPS = "give optimizer.groups in the spec: one list of parameter name patterns per group"
 
@@ -69,11 +75,40 @@ def resolve(saved: dict[str, Any], model: nn.Module, options: dict[str, Any]) ->
         state={named[key]: state for key, state in states.items()},
         rule=rule,
         verified=bool(slots.shapes) or rule in BY_NAME,
+        alike=() if rule in BY_NAME else tuple(_alike(slots, names)),
+        notes=tuple(_unused(groups, spec)),
     )
+
+
+def _alike(slots: Slots, names: Names) -> Iterator[tuple[str, ...]]:
+    """List the sets of a group's parameters whose state has one shape."""
+    for group, positions in zip(names, slots.groups, strict=True):
+        same: dict[torch.Size, list[str]] = {}
+        for name, position in zip(group, positions, strict=True):
+            if position in slots.shapes:
+                same.setdefault(slots.shapes[position], []).append(name)
+        yield from (tuple(found) for found in same.values() if len(found) > 1)
+
+
+def _unused(groups: Sequence[Mapping[str, Any]], spec: Mapping[str, Any]) -> Iterator[str]:
+    """Say which options of the spec the file contradicts."""
+    for key, value in spec.items():
+        said = [g[key] for g in groups if key in g]
+        others = [x for x in said if not _same(x, value)]
+        if others:
+            yield f"optimizer.{key}: the spec says {value}, the file {others[0]}, which is used"
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, Tensor):
+        one = one.tolist()
+    pairs = [tuple(x) if isinstance(x, list | tuple) else x for x in (one, other)]
+    return bool(pairs[0] == pairs[1])
 
 
 def fresh(options: dict[str, Any], model: nn.Module) -> SavedOptimizer | None:
     """Return the spec's optimizer before its first step, or None where the spec names none."""
+    check_names(options)
     if options.get("class") is None or options.get("lr") is None:
         return None
     kind = identify([], [], options)
@@ -84,7 +119,7 @@ def fresh(options: dict[str, Any], model: nn.Module) -> SavedOptimizer | None:
     else:
         names = (tuple(name for name, p in model.named_parameters() if p.requires_grad),)
     groups = tuple(Group(part, dict(group)) for part in names)
-    return SavedOptimizer(kind, groups, {}, "from the spec, without saved state", False)
+    return SavedOptimizer(kind, groups, {}, FROM_SPEC, False)
 
 
 BY_NAME = ("names in the file's state", "param_names in the file", "optimizer.groups in the spec")

@@ -21,7 +21,7 @@ BOOKKEEPING = frozenset(
      "lr_mult", "name", "group_name", "param_group_name"}
 )  # fmt: skip
 # Keys of the spec's optimizer block that are no options of the class.
-OWN = ("class", "groups", "grad_clip")
+OWN = ("class", "groups", "grad_clip", "grad_clip_value", "accumulate")
 
 
 def identify(
@@ -59,11 +59,24 @@ def hyperparameters(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
         if key in OWN or value is None:
             continue
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
-            raise CurvError("E_OPTIMIZER", f"{kind} has no option {shown(key)}", hint)
+            raise _no_option(kind, key, known)
         chosen[key] = tuple(value) if isinstance(value, list) else value
     return chosen
+
+
+def check_names(options: Mapping[str, Any]) -> None:
+    """Refuse what is an option of no class at all, where none is named yet."""
+    known = sorted({key for kind in classes() for key in traits(kind).defaults})
+    for key in options:
+        if key not in (*OWN, *known):
+            raise _no_option("no class of torch.optim", key, known)
+
+
+def _no_option(kind: str, key: str, known: Iterable[str]) -> CurvError:
+    close = difflib.get_close_matches(key, [*OWN, *known], n=1)
+    hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+    verb = "has" if kind.startswith("no ") else "has no"
+    return CurvError("E_OPTIMIZER", f"{kind} {verb} option {shown(key)}", hint)
 
 
 def filled(kind: str, saved: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:

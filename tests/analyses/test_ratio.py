@@ -178,6 +178,24 @@ def test_without_data_torch_compiles_nothing(
     assert imports(asked, "torch", "torch._dynamo") == {"torch"}
 
 
+def test_a_state_before_the_first_step_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project(tmp_path, without=["optimizer"]))
+    model = small_model()
+    optimizer = torch.optim.Adam(model.parameters())
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "model.pt")
+    assert "no last ratio: there is no state of a step" in curv("ratio").out
+    project(tmp_path, without=["data", "optimizer"])
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "model.pt")
+    refused(curv("ratio"), "E_SPEC", 2, "Adam has no saved state of a last update")
+
+
+def test_an_optimizer_of_the_spec_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project(tmp_path))
+    assert "note: SGD as the spec says, before its first step" in curv("ratio").out
+
+
 def test_an_optimizer_of_other_parameters_is_refused() -> None:
     p, *_ = trained(torch.optim.Adam, lr=1e-2)
     model = p.model

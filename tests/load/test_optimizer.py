@@ -474,3 +474,46 @@ def test_every_pair_of_classes_is_told_apart() -> None:
         if other in ("RAdam", "Adamax") and kind in ("Adam", "AdamW", "NAdam", "Adamax"):
             continue  # old files' keys of these are a part; without a state the spec decides
         refused(states[kind], matrices(), other, **{"class": other})
+
+
+def test_what_shapes_do_not_tell_apart() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 2))
+
+    def read(params: Any) -> SavedOptimizer:
+        optimizer = torch.optim.Adam(params)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        return resolve(optimizer.state_dict(), model, {})
+
+    alike = read(model.parameters()).alike
+    assert set(alike) == {("0.weight", "2.weight"), ("0.bias", "2.bias")}
+    assert read(list(model.named_parameters())).alike == ()
+
+
+def test_options_of_the_spec_that_the_file_contradicts_are_told() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.001, betas=(0.9, 0.99))
+    saved = optimizer.state_dict()
+    said = resolve(saved, model, {"class": "Adam", "lr": 0.5, "betas": [0.9, 0.99]}).notes
+    assert said == ("optimizer.lr: the spec says 0.5, the file 0.001, which is used",)
+    assert resolve(saved, model, {"lr": 0.001}).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"clas": "Adam", "lr": 0.1}, "did you mean class?"),
+        ({"gradclip": 1.0}, "did you mean grad_clip?"),
+        ({"class": "Adam", "lr": 0.1, "acumulate": 3}, "did you mean accumulate?"),
+        ({"class": "adam", "lr": 0.1}, "did you mean Adam?"),
+        ({"momentun": 0.9}, "did you mean momentum?"),
+    ],
+)
+def test_names_of_options_are_checked_also_without_a_file(
+    options: dict[str, Any], hint: str
+) -> None:
+    with pytest.raises(CurvError) as refused:
+        fresh(options, nn.Linear(3, 2))
+    assert (refused.value.code, refused.value.hint) == ("E_OPTIMIZER", hint)
