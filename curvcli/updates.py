@@ -137,9 +137,42 @@ def _adam(theta: Tensor, state: State, group: Group, decoupled: bool) -> Tensor:
     second = state["max_exp_avg_sq"] if options.get("amsgrad") else state["exp_avg_sq"]
     denominator = (second.to(theta) / (1 - beta2**step)).sqrt() + float(options["eps"])
     move = -lr / (1 - beta1**step) * state["exp_avg"].to(theta) / denominator
-    decay = lr * float(options.get("weight_decay", 0.0)) if decoupled else 0.0
-    # theta_t = (1 - decay) theta_(t-1) + move, solved for the difference without cancellation.
-    update: Tensor = (move - decay * theta) / (1 - decay)
+    return _decayed(theta, move, group) if decoupled else move
+
+
+def _decayed(theta: Tensor, move: Tensor, group: Group) -> Tensor:
+    """Solve theta_t = (1 - decay) theta_(t-1) + move for the difference, without cancellation."""
+    decay = float(group.options["lr"]) * float(group.options.get("weight_decay", 0.0))
+    return (move - decay * theta) / (1 - decay)
+
+
+def _adamax(theta: Tensor, state: State, group: Group) -> Tensor:
+    """Adam with the norm of infinity [Kingma and Ba 2015, algorithm 2]."""
+    beta1, lr = float(group.options["betas"][0]), float(group.options["lr"])
+    rate = lr / (1 - beta1 ** float(state["step"]))
+    update: Tensor = -rate * state["exp_avg"].to(theta) / state["exp_inf"].to(theta)
+    return update
+
+
+def _radam(theta: Tensor, state: State, group: Group) -> Tensor:
+    """Adam, rectified once the variance of its second moment is finite [Liu et al. 2020]."""
+    theta, options = theta.double(), group.options
+    beta1, beta2 = (float(b) for b in options["betas"])
+    step = float(state["step"])
+    move = -float(options["lr"]) / (1 - beta1**step) * state["exp_avg"].to(theta)
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * step * beta2**step / (1 - beta2**step)
+    if length > 5:
+        top = (length - 4) * (length - 2) * longest
+        rectified = (top / ((longest - 4) * (longest - 2) * length)) ** 0.5
+        scale = (1 - beta2**step) ** 0.5 / (state["exp_avg_sq"].to(theta).sqrt() + options["eps"])
+        move = move * rectified * scale
+    return _decayed(theta, move, group) if options.get("decoupled_weight_decay") else move
+
+
+def _rprop(theta: Tensor, state: State, group: Group) -> Tensor:
+    """A step of its own for every entry, along the sign of the gradient, which is kept."""
+    update: Tensor = -state["prev"].to(theta).sign() * state["step_size"].to(theta)
     return update
 
 
@@ -163,6 +196,9 @@ def _momentum(theta: Tensor, state: State, group: Group) -> Tensor | None:
 _RECOVER: dict[str, Recover] = {
     "Adam": _adam_coupled,
     "AdamW": _adamw,
+    "Adamax": _adamax,
+    "RAdam": _radam,
+    "Rprop": _rprop,
     "SGD": _momentum,
     "RMSprop": _momentum,
 }

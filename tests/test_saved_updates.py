@@ -48,7 +48,10 @@ ORDERS: dict[str, Callable[[nn.Module], Groups]] = {
     "timm": lambda model: split(model, lambda n, p: p.ndim <= 1, 0.0, 0.1),
     "shuffled": shuffled,
 }
-DETERMINED = {"Adam": {}, "AdamW": {}, "SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9}}
+DETERMINED: dict[str, dict[str, Any]] = {
+    "Adam": {}, "AdamW": {}, "Adamax": {}, "RAdam": {}, "Rprop": {},
+    "SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9},
+}  # fmt: skip
 
 
 class Trainer:
