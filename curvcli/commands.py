@@ -45,7 +45,7 @@ def answer(kinds: Kinds, kind: type[Analysis] | None, values: Values) -> int:
         _exists(model)
     spec = _spec(values["spec"], model)
     analyses = _analyses(spec, kinds, kind, values)
-    refuse(output, len(analyses))
+    refuse(output, len(analyses), draws=any(a.draws for a in analyses))
     run = _given(Run, values, spec.run)
     # An analysis's own option of that name is not the data's.
     cut = _cut(values, set(CUT) - set(kind.model_fields if kind else ()))
@@ -75,7 +75,7 @@ def track(kinds: Kinds, values: Values) -> int:
     output, asked = _given(Output, values), _given(Track, values)
     paths = checkpoints(values["models"])
     spec = _spec(values["spec"], None, start=paths[0].parent)
-    refuse(output, 1)
+    refuse(output, 1, draws=True)
     run, cut = _given(Run, values, spec.run), _cut(values, CUT)
     selected = configured(spec, kinds)
     for name in asked.analysis:
@@ -103,7 +103,7 @@ def track(kinds: Kinds, values: Values) -> int:
 def selftest(values: Values) -> int:
     """Give planted bugs and right models their verdicts."""
     output, run = _given(Output, values), _given(Run, values)
-    refuse(output, 1)
+    refuse(output, 1, draws=False)
 
     def work(announcer: "Announcer") -> Report:
         from curvcli.load.assemble import device_of
@@ -122,7 +122,8 @@ def render(values: Values) -> int:
     if output.out is None:
         show(found, output.printed, plain=output.plain)
     else:
-        refuse(output, len(found.results))
+        drawn = any(r.figures for r in found.results.values())
+        refuse(output, len(found.results), draws=drawn)
         with destination(output.out) as write:
             write(found)
     return _code(found, output)

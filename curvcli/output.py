@@ -41,14 +41,15 @@ class Output(Options):
         return self.format or "table"
 
 
-def refuse(output: Output, count: int) -> None:
+def refuse(output: Output, count: int, *, draws: bool) -> None:
     """Refuse before the work what could not be written of `count` results after it.
 
-    Raises: CurvError (E_USAGE) for a format that holds one result, or a suffix of no format.
+    Raises: CurvError (E_USAGE) for a format that holds one result, or figures where none of them
+        `draws`, and for a suffix of no format.
     """
-    sinks.holds(output.printed, count)
+    sinks.holds(output.printed, count, draws=draws)
     if output.out is not None and not _is_folder(output.out):
-        sinks.holds(sinks.format_of(Path(output.out)), count)
+        sinks.holds(sinks.format_of(Path(output.out)), count, draws=draws)
 
 
 def apart(out: str | None, files: Mapping[str, Path | None], given: Sequence[Path]) -> None:

@@ -381,6 +381,19 @@ def test_which_spec_is_found(here: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 # --- where the report goes -------------------------------------------------------------------
 
 
+def test_svg_without_figures_is_refused_before_the_work() -> None:
+    for arguments in (["-f", "svg"], ["--out", "figures.svg"]):
+        for command in ("ratio", "stability", "gradcheck"):
+            refused(curv(command, *arguments), "E_USAGE", 2, "no figure here", "spectrum")
+    assert curv("gradcheck", "--sweep", "-f", "svg").out.startswith("<svg")
+
+
+def test_a_file_of_another_name_is_suggested_by_its_stem(here: Path) -> None:
+    (here / "shuf.pt").write_bytes(b"")
+    assert "check the path" in curv("eig", "nosuch.pt").err
+    assert "did you mean model.pt?" in curv("eig", "modell.pt").err
+
+
 def test_stdout_has_the_report_alone(here: Path) -> None:
     name = module(
         here,

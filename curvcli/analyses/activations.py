@@ -87,6 +87,11 @@ class Activations(Analysis):
         None, "file for the weights of the first layer as pictures", metavar="FILE"
     )
 
+    @property
+    def draws(self) -> bool:
+        """Whether its answer has figures."""
+        return True
+
     def run(self, problem: "Problem", work: "Work") -> Result:
         """Hear every batch and judge what was heard."""
         from dataclasses import replace

@@ -68,6 +68,11 @@ class Analysis(Options):
         )
 
     @property
+    def draws(self) -> bool:
+        """Whether its answer has figures."""
+        return False
+
+    @property
     def file(self) -> Path | None:
         """Where the arrays of the answer are to go: what the option for an ArrayFile says."""
         named = (n for n, f in type(self).model_fields.items()

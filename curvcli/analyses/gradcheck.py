@@ -91,6 +91,11 @@ class Gradcheck(Analysis):
         metavar="GLOB=REASON", shown="none",
     )  # fmt: skip
 
+    @property
+    def draws(self) -> bool:
+        """Whether its answer has figures."""
+        return self.sweep
+
     def run(self, problem: "Problem", work: "Work") -> Result:
         """Check every tensor and name the worst place of each."""
         from curvcli.determinism import probe

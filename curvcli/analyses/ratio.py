@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import model_validator
+
 from curvcli.analyses.base import Analysis
 from curvcli.analyses.states import of_state
 from curvcli.errors import CurvError, listed
@@ -71,6 +73,12 @@ class Ratio(Analysis):
 
     low: float = option(1e-5, "a ratio below this is remarked on", gt=0)
     high: float = option(1e-2, "a ratio above this is remarked on", gt=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Ratio":
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low:g}, which is not below high, {self.high:g}")
+        return self
 
     def run(self, problem: "Problem", work: "Work") -> Result:
         """Recover the last update and take the next one."""

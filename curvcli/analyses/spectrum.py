@@ -78,6 +78,11 @@ class Spectrum(Analysis):
     )  # fmt: skip
     label_samples: int = option(1, "labels drawn for each term by --matrix fisher", ge=1)
 
+    @property
+    def draws(self) -> bool:
+        """Whether its answer has figures."""
+        return True
+
     def run(self, problem: "Problem", work: "Work") -> Result:
         """Run the probes and read off what they found."""
         from curvcli.curvature.matrices import described, matrix

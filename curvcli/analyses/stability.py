@@ -107,7 +107,7 @@ class Stability(Analysis):
         """Find the sharpest modes, their sampling errors, and the smallest, until Ctrl-C."""
         from curvcli.curvature.sampling import sampling_errors
 
-        sharp = self._solve(A, "largest", work)
+        sharp = self._solve(A, "largest", work, self.max_matvecs)
         found = Found(sharp, edge.rows(sharp, part.layout, "sharpest"))
         if sharp.status == "interrupted":
             return replace(found, interrupted=True)
@@ -122,7 +122,10 @@ class Stability(Analysis):
             return replace(found, interrupted=True)
         if errors:
             found.rows = [replace(r, sampling=e) for r, e in zip(found.rows, errors, strict=True)]
-        found.least = self._solve(A, "smallest", work, RELATIVE_COST * sharp.matvecs)
+        left = min(RELATIVE_COST * sharp.matvecs, self.max_matvecs - sharp.matvecs)
+        if left < 2:
+            return found
+        found.least = self._solve(A, "smallest", work, left)
         found.rows += edge.rows(found.least, part.layout, "smallest")
         found.interrupted = found.least.status == "interrupted"
         return found
@@ -132,9 +135,9 @@ class Stability(Analysis):
         A: "Preconditioned",
         which: Literal["largest", "smallest"],
         work: "Work",
-        most: int | None = None,
+        most: int,
     ) -> "Ritz":
-        """Run Lanczos towards one end, with at most `most` products where that is less."""
+        """Run Lanczos towards one end, with at most `most` products."""
         from curvcli.linalg.lanczos import lanczos
 
         largest = which == "largest"
@@ -144,7 +147,7 @@ class Stability(Analysis):
             self.tolerance if largest else max(ROUGH, self.tolerance),
             work.rng,
             which=which,
-            max_matvecs=min(most or self.max_matvecs, self.max_matvecs, self._room(A, work)),
+            max_matvecs=min(most, self._room(A, work)),
             watch=work.announce("sharpest modes" if largest else "smallest eigenvalue"),
         )
 

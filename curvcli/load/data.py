@@ -62,7 +62,9 @@ def read(data: Data, heldout: Heldout | None) -> tuple[Examples, Examples | None
     if not 0 < used <= whole.size - extra:
         wanted = f"{used:,}" + (f" + {extra:,} held out" if extra else "")
         raise CurvError(
-            "E_DATA", f"the data has {whole.size:,} examples, not {wanted}", "lower data.samples"
+            "E_DATA",
+            f"the data has {whole.size:,} examples, not {wanted}",
+            "lower --samples, or data.samples in the spec",
         )
     held: Examples | None = None
     if isinstance(heldout, Held):

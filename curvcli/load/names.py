@@ -45,7 +45,10 @@ def nearest_file(path: Path) -> str:
         names = os.listdir(path.parent)
     except OSError:
         return f"there is no directory {shown(str(path.parent))}"
-    close = difflib.get_close_matches(path.name, names, n=1)
+    # All checkpoints end alike: the suffix is no likeness.
+    stems = {name.removesuffix(path.suffix): name for name in sorted(names)}
+    alike = difflib.get_close_matches(path.stem, stems, n=1)
+    close = [stems[stem] for stem in alike]
     return (
         f"did you mean {shown(str(path.parent / close[0]), LONGEST_PATH)}?"
         if close

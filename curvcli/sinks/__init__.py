@@ -42,7 +42,7 @@ def _table(report: Report, look: Look) -> str:
 def _csv(report: Report, look: Look) -> str:
     from curvcli.sinks import data
 
-    holds("csv", len(report.results))
+    holds("csv", len(report.results), draws=False)
     (result,) = report.results.values()
     return data.to_csv(result)
 
@@ -57,12 +57,7 @@ def _svg(report: Report, look: Look) -> str:
     from curvcli.sinks import figure
 
     found = [_titled(result, f) for result in report.results.values() for f in result.figures]
-    if not found:
-        raise CurvError(
-            "E_USAGE",
-            "this report has no figure",
-            "ask for one, as curv gradcheck --sweep does, or choose another format",
-        )
+    holds("svg", len(report.results), draws=bool(found))
     return figure.svg(found)
 
 
@@ -98,11 +93,17 @@ def render(
     return FORMATS[format].write(report, Look(width, color, plain, encoding))
 
 
-def holds(format: str, count: int) -> None:
-    """Refuse a format that cannot hold a report of `count` results.
+def holds(format: str, count: int, *, draws: bool) -> None:
+    """Refuse a format that cannot hold a report of `count` results; does one of them draw?
 
-    Raises: CurvError (E_USAGE) for csv, which holds one.
+    Raises: CurvError (E_USAGE) for csv, which holds one, and svg, which holds figures.
     """
+    if format == "svg" and not draws:
+        raise CurvError(
+            "E_USAGE",
+            "there is no figure here, and svg holds nothing else",
+            "choose json or csv; activations, spectrum, track and gradcheck --sweep draw",
+        )
     if format == "csv" and count != 1:
         raise CurvError(
             "E_USAGE",

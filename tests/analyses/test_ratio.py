@@ -196,6 +196,11 @@ def test_an_optimizer_of_the_spec_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert "note: SGD as the spec says, before its first step" in curv("ratio").out
 
 
+def test_bounds_are_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project(tmp_path))
+    refused(curv("ratio", "--low", "1", "--high", "0.1"), "E_USAGE", 2, "low is 1, which is not")
+
+
 def test_an_optimizer_of_other_parameters_is_refused() -> None:
     p, *_ = trained(torch.optim.Adam, lr=1e-2)
     model = p.model

@@ -191,7 +191,7 @@ def test_names_of_figures_cannot_leave_the_folder() -> None:
 
 
 def test_a_report_without_figures(eig: Report) -> None:
-    with pytest.raises(CurvError, match="this report has no figure") as caught:
+    with pytest.raises(CurvError, match="there is no figure here") as caught:
         render(eig, "svg")
     assert caught.value.code == "E_USAGE"
     assert "--sweep" in caught.value.hint
@@ -216,7 +216,7 @@ def test_render_without_figures(
     refused(curv("render", "report.json", "--out", "x.svg"), "E_USAGE", 2, "no figure")
     assert [p.name for p in Path().iterdir()] == ["report.json"]
     printed = curv("render", "report.json", "--format", "svg")
-    assert printed.err.startswith("curv: E_USAGE: this report has no figure")
+    assert printed.err.startswith("curv: E_USAGE: there is no figure here")
     assert printed.out == render(eig, "table"), "what was found is told all the same"
     assert printed.code == 2
 
