@@ -51,6 +51,7 @@ class Analysis(Options):
 
         `arrays` are NumPy's, by name: what is written to the file that an option names.
         """
+        assert self.draws or not figures, "an analysis says beforehand that it draws"
         return Result(
             name=self.name,
             question=self.question(),
