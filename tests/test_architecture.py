@@ -71,8 +71,9 @@ INSIDE = {
 """What a room may import besides inside its functions, where it costs nothing at start-up."""
 
 LIBRARIES = {
-    "torch": "batches curvature derivatives determinism dynamics gradients likeness linalg load modules "
-    "nonfinite optimizer params problem runner selftest track training signals trials updates",
+    "torch": "batches curvature derivatives determinism dynamics gradients likeness linalg load "
+    "modules nonfinite optimizer params problem runner selftest signals track training trials "
+    "updates",
     "numpy": "load",
     "rich": "sinks",
     "typer": "cli flags",

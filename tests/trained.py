@@ -29,6 +29,8 @@ class Made(NamedTuple):
     view: Callable[[Tensor], Tensor] = lambda x: x
     target: Callable[[Tensor], Tensor] = lambda y: y
     optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
+    given_back: bool = False
+    """Whether the targets are the images."""
 
 
 @cache
@@ -39,10 +41,16 @@ def digits() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
+def untrained(made: Made, seed: int) -> Problem:
+    """Pose the problem at fresh weights, of another seed than those that the factory makes."""
+    found = posed(made._replace(steps=0), seed)
+    return replace(found, fresh=partial(fresh, made.make, seed + 77))
+
+
 def posed(made: Made, seed: int, labels: Tensor | None = None) -> Problem:
     """Train a model and pose the problem, with its factory and with held-out examples."""
     x, y = digits()
-    x, y = made.view(x), made.target(y if labels is None else labels)
+    x, y = made.view(x), x if made.given_back else made.target(y if labels is None else labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = made.make()
@@ -171,6 +179,25 @@ def convolutional() -> nn.Module:
     )  # fmt: skip
 
 
+class Autoencoder(nn.Module):
+    """Gives the images back, through 24 units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(64, 24), nn.Linear(24, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.decoder(torch.relu(self.encoder(x))))
+
+
+def zero_head() -> nn.Module:
+    """Make a perceptron whose last layer begins at zero, as of many a residual network."""
+    model = perceptron(nn.ReLU)
+    nn.init.zeros_(model.get_submodule("4").get_parameter("weight"))
+    nn.init.zeros_(model.get_submodule("4").get_parameter("bias"))
+    return model
+
+
 class Even(nn.Module):
     """Gives the probability of an even digit."""
 
@@ -213,6 +240,14 @@ HEALTHY: dict[str, Made] = {
     "by hand": Made(ByHand, view=rows, lr=1e-2),
     "transformer": Made(Transformer, view=rows),
     "probability": Made(Even, loss=functional.binary_cross_entropy, target=even, lr=1e-2),
+    "logit": Made(
+        lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1)),
+        loss=functional.binary_cross_entropy_with_logits, target=even, lr=1e-2,
+    ),
+    "zero head": Made(zero_head),
+    "autoencoder": Made(
+        Autoencoder, loss=functional.mse_loss, steps=300, lr=1e-2, given_back=True
+    ),
     "regression": Made(
         lambda: nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 2)),
         loss=functional.mse_loss, target=angle, lr=1e-2,
@@ -313,6 +348,10 @@ def over_the_classes(out: Tensor, y: Tensor) -> Tensor:
     return -(functional.one_hot(y, 10) * out.log_softmax(1)).mean()
 
 
+def squared(out: Tensor, y: Tensor) -> Tensor:
+    return (out - y).square().mean()
+
+
 def wrecked(seed: int) -> Problem:
     """Train at a learning rate of ten."""
     made = Made(lambda: perceptron(nn.ReLU), lr=10.0, optimizer=torch.optim.SGD, steps=60)
@@ -324,24 +363,74 @@ def shuffled(seed: int) -> Tensor:
     return y[torch.randperm(len(y), generator=torch.Generator().manual_seed(100 + seed))]
 
 
-def misaligned(seed: int) -> Problem:
+def misaligned(seed: int, name: str = "relu") -> Problem:
     """Train on the true labels, and pose the problem with others."""
-    found = posed(HEALTHY["relu"], seed)
-    y = shuffled(seed)
+    found = posed(HEALTHY[name], seed)
+    y = HEALTHY[name].target(shuffled(seed))
     cut = [replace(b, target=t) for b, t in
            zip(found.batches, torch.split(y[:TRAIN], 128), strict=True)]  # fmt: skip
     return replace(found, batches=tuple(cut), heldout=())
 
 
+class DeadBlock(nn.Module):
+    """Has a branch that never fires, for biases larger than all other weights together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(64, 32), nn.Linear(32, 10)
+        self.a, self.b = nn.Linear(32, 32), nn.Linear(32, 32)
+        nn.init.constant_(self.a.bias, -100.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.stem(x))
+        out: Tensor = self.head(h + self.b(torch.relu(self.a(h))))
+        return out
+
+
+class Dropping(nn.Module):
+    """Drops units by a function that is not told of the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(functional.dropout(torch.relu(self.a(x)), 0.5))
+        return out
+
+
+class Noisy(Dropping):
+    """Adds noise to its inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.relu(self.a(x + 0.1 * torch.randn_like(x))))
+        return out
+
+
+class Reshaped(Dropping):
+    """Mixes examples and units by a wrong reshape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        out: Tensor = self.head(h.t().reshape(h.shape))
+        return out
+
+
+def broadcast(seed: int) -> Problem:
+    """Compare outputs (N, 1) with targets (N,)."""
+    made = Made(
+        lambda: nn.Linear(64, 1), steps=0, loss=functional.mse_loss, target=lambda y: y.float() / 9
+    )
+    return posed(made, seed)
+
+
+def one_class(seed: int) -> Problem:
+    return posed(HEALTHY["relu"], seed, torch.full((TRAIN + HELD,), 3))
+
+
 def memorised(seed: int) -> Problem:
     """Learn shuffled labels by heart."""
     made = Made(lambda: perceptron(nn.ReLU, 128), steps=1500, lr=2e-3)
-    return posed(made, seed, shuffled(seed))
-
-
-def unlearnable(seed: int) -> Problem:
-    """Train a small model on shuffled labels, for a short time and with one pass at most."""
-    made = Made(lambda: nn.Linear(64, 10), steps=20, lr=1e-4)
     return posed(made, seed, shuffled(seed))
 
 
@@ -389,6 +478,9 @@ FAULTS: dict[str, Fault] = {
         _untrained(lambda: shifted(perceptron(nn.ReLU), -20.0)), ("dead units",),
         ("tensors with a gradient",),
     ),
+    "a dead block beside a living path": Fault(
+        of(Made(DeadBlock)), (), ("tensors with a gradient",)
+    ),
     "dead relus, as functions": Fault(_untrained(DeadFunction), ("dead units",)),
     "saturated tanh": Fault(
         _untrained(lambda: scaled(perceptron(nn.Tanh), 60.0, 2)), ("saturation",)
@@ -426,7 +518,37 @@ FAULTS: dict[str, Fault] = {
     ),
     "misaligned labels": Fault(misaligned, (), ("labels against permuted",)),
     "memorised shuffled labels": Fault(memorised, (), ("labels against permuted held out",)),
-    "labels that cannot be learned": Fault(unlearnable, (), ("labels against permuted",)),
+    "misaligned targets, regression": Fault(
+        partial(misaligned, name="regression"), (), ("labels against permuted",)
+    ),
+    "misaligned labels, slow descent": Fault(
+        partial(misaligned, name="relu, sgd"), (), ("labels against permuted",)
+    ),
+    "softmax before cross-entropy": Fault(
+        of(Made(lambda: nn.Sequential(perceptron(nn.ReLU), nn.Softmax(1)))), (),
+        ("outputs are logits",),
+    ),
+    "softmax before cross-entropy, fresh": Fault(
+        _untrained(lambda: nn.Sequential(perceptron(nn.ReLU), nn.Softmax(1))), (),
+        ("outputs are logits",),
+    ),
+    "sigmoid before cross-entropy with logits": Fault(
+        of(HEALTHY["probability"]._replace(loss=functional.binary_cross_entropy_with_logits)), (),
+        ("outputs are logits",),
+    ),
+    "dropout in eval mode": Fault(of(Made(Dropping)), (), ("repeatable",)),
+    "noise in eval mode": Fault(of(Made(Noisy)), (), ("repeatable",)),
+    "a column against a row": Fault(broadcast, (), ("shapes alike",)),
+    "a column against a row, own loss": Fault(
+        lambda seed: replace(broadcast(seed), loss=custom(squared, {})),
+        (), ("shapes alike",),
+    ),
+    "one class": Fault(one_class, (), ("targets vary",)),
+    "one value": Fault(
+        of(HEALTHY["regression"]._replace(target=lambda y: torch.full((len(y), 2), 0.3))), (),
+        ("targets vary",),
+    ),
+    "outputs that mix examples by a reshape": Fault(_untrained(Reshaped), (), ("examples apart",)),
     "a bottleneck": Fault(
         of(Made(lambda: nn.Sequential(nn.Linear(64, 1), nn.ReLU(), nn.Linear(1, 10)))),
         (), ("tiny subset overfitted",),

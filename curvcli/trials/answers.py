@@ -4,7 +4,7 @@ A loss is a function of outputs and targets, so most of what is to be known of i
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from curvcli.batches import Batch, arguments, joined
-from curvcli.errors import CurvError
+from curvcli.errors import CurvError, memory_error
 from curvcli.problem import Problem
+from curvcli.trials.targets import Tally, tally, threshold
 
-GROUPS = 32
-"""Of examples, whose scatter gives standard errors: good to an eighth."""
+PIECES = 4096
+"""Up to so many examples each gives a loss of its own, whose scatter gives the standard error; more
+go in groups of equal size, which are cut from all of the data and not from its batches."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,9 @@ def judged(problem: Problem, given: Answers) -> list[bool]:
 class Examined:
     """The loss and the accuracy over some batches, and the answers for some of the examples.
 
-    error:   standard error of the loss, as that of a sample; None where examples are not told apart
-    right:   how many of `asked` targets the largest output names; asked is 0 where that is nothing
+    error:    standard error of the loss, as of a sample; None where examples are not told apart
+    right:    how many of `asked` targets the outputs name; asked is 0 where that is nothing
+    majority: the share of targets that are the most frequent; None where they are no classes
     """
 
     loss: float
@@ -98,6 +101,7 @@ class Examined:
     right: int
     asked: int
     kept: list[Answers]
+    majority: float | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -117,26 +121,75 @@ def examine(
     """Evaluate batches one by one, and yield what is known after each."""
     size = sum(b.size for b in batches)
     chosen = torch.randperm(size, generator=rng)[:keep].sort().values
-    pieces: list[tuple[float, float]] = []
+    total = weight = 0.0
+    pieces = _Pieces(size)
+    level: float | None = None
     kept: list[Answers] = []
-    start = right = asked = 0
+    found, start = Tally(), 0
     for batch in batches:
         with torch.no_grad():
             given = answer(problem, batch)
-            apart = any(judged(problem, given))
-            count = max(1, round(GROUPS * batch.size / size)) if apart else 1
-            for rows in torch.arange(batch.size).tensor_split(min(count, batch.size)):
-                part = given.rows(rows) if count > 1 else given
-                terms = problem.loss(part.output, part.batch)
-                pieces.append((float(terms.total), float(terms.weight)))
-        hits, targets = _right(given)
-        right, asked = right + hits, asked + targets
+            terms = problem.loss(given.output, given.batch)
+            pieces.add(problem, given, start)
+        total, weight = total + float(terms.total), weight + float(terms.weight)
+        level = threshold(problem, given) if start == 0 else level
+        found = found.plus(tally(given, level)) if start else tally(given, level)
         inside = chosen[(chosen >= start) & (chosen < start + batch.size)] - start
         if len(inside):
             kept.append(given.rows(inside))
         start += batch.size
-        loss, error = _summed(pieces)
-        yield Examined(loss, error if apart else None, right, asked, together(kept))
+        if not weight and start == size:
+            raise CurvError("E_DATA", "the loss has no terms over these examples (weight 0)")
+        loss = total / weight if weight else math.nan
+        yield Examined(
+            loss, pieces.error(), found.right, found.asked, together(kept), found.majority
+        )
+
+
+class _Pieces:
+    """The loss of each example, or of groups of examples, for the standard error of their mean."""
+
+    def __init__(self, size: int) -> None:
+        self.each = math.ceil(size / PIECES)
+        self.totals = torch.zeros(math.ceil(size / self.each), dtype=torch.float64)
+        self.weights = torch.zeros_like(self.totals)
+        self.count = 0
+        self.apart = True
+
+    def add(self, problem: Problem, given: Answers, start: int) -> None:
+        """Evaluate the loss on what a batch, whose first example is `start`, has of each group."""
+        if not self.apart or not any(judged(problem, given)):
+            self.apart = False
+            return
+        group = torch.arange(start, start + given.batch.size) // self.each
+        sizes = torch.bincount(group - group[0]).tolist()
+        rows = torch.split(torch.arange(given.batch.size), sizes)
+        try:
+            parts = [given.rows(r) for r in rows]
+            terms = [problem.loss(a.output, a.batch) for a in parts]
+        except (CurvError, RuntimeError, ValueError, IndexError) as error:
+            if memory_error(error):
+                raise
+            self.apart = False  # a loss that refuses a single example
+            return
+        first, self.count = int(group[0]), int(group[-1]) + 1
+        self.totals[first : self.count] += _numbers(t.total for t in terms)
+        self.weights[first : self.count] += _numbers(t.weight for t in terms)
+
+    def error(self) -> float | None:
+        """Give the standard error of the weighted mean; None where it is not known."""
+        totals, weights, n = self.totals[: self.count], self.weights[: self.count], self.count
+        weight = float(weights.sum())
+        if not self.apart or n < 2 or not weight > 0:
+            return None
+        off = (totals - totals.sum() / weight * weights) / weight
+        found = math.sqrt(float(off.square().sum()) * n / (n - 1))
+        # A mean over no terms at all is no number, as for an example whose targets are left out.
+        return found if math.isfinite(found) else None
+
+
+def _numbers(found: Iterable[Tensor | float]) -> Tensor:
+    return torch.tensor([float(x) for x in found], dtype=torch.float64)
 
 
 def together(parts: Sequence[Answers]) -> list[Answers]:
@@ -150,39 +203,3 @@ def together(parts: Sequence[Answers]) -> list[Answers]:
         return [Answers(outputs.inputs, joined([a.batch for a in parts]))]
     except (RuntimeError, ValueError):  # inputs of different shapes
         return list(parts)
-
-
-def _summed(pieces: Sequence[tuple[float, float]]) -> tuple[float, float | None]:
-    """Give the weighted mean and its standard error, by the scatter of the pieces."""
-    totals, weights = torch.tensor(pieces, dtype=torch.float64).unbind(1)
-    weight = float(weights.sum())
-    if not weight > 0:
-        raise CurvError("E_DATA", "the loss has no terms over these examples (weight 0)")
-    loss = float(totals.sum()) / weight
-    n = len(pieces)
-    if n < 2:
-        return loss, None
-    off = (totals - loss * weights) / weight
-    return loss, math.sqrt(float(off.square().sum()) * n / (n - 1))
-
-
-def _right(given: Answers) -> tuple[int, int]:
-    """Count the classes that the largest output names right, and those that are asked for."""
-    target, leaves = given.batch.target, given.leaves()
-    if not isinstance(target, Tensor) or target.is_floating_point() or not leaves:
-        return 0, 0
-    axis = class_axis(leaves[0], target)
-    if axis is None or target.dtype == torch.bool:
-        return 0, 0
-    counts = (target >= 0) & (target < leaves[0].shape[axis])
-    hits = (leaves[0].argmax(axis) == target) & counts
-    return int(hits.sum()), int(counts.sum())
-
-
-def class_axis(output: Tensor, target: Any) -> int | None:
-    """Say along which axis the classes lie that an integer target counts; None for no such."""
-    if not isinstance(target, Tensor) or target.is_floating_point():
-        return None
-    if output.ndim > 1 and target.shape == output.shape[:1] + output.shape[2:]:
-        return 1
-    return -1 if output.ndim > 1 and target.shape == output.shape[:-1] else None

@@ -1,6 +1,5 @@
 """Whether examples are apart: no output depends on another example, and the loss is their mean."""
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,8 +18,9 @@ EXAMPLES = 16
 class Leak:
     """How much one example's outputs depend on others, relative to the outputs.
 
-    replaced: largest change when others are replaced; gradient: the derivative by other inputs over
-    that by an example's own, None for inputs that are no floats; `floor` is what rounding can make.
+    replaced: largest change when others are replaced, 1 where shapes or infinities change;
+    gradient: the derivative by other inputs over the larger of that and the one by an example's
+    own, None for inputs that are no floats; `floor` is what rounding can make.
     """
 
     replaced: float
@@ -68,14 +68,18 @@ def leak(problem: Problem, batch: Batch, rng: torch.Generator) -> Leak | None:
 
 def _gap(a: Tensor, b: Tensor, rows: Tensor) -> float:
     if a.shape != b.shape:
-        return math.inf
+        return 1.0
     rows = rows.to(a.device)
-    size = float(a.double().square().mean().sqrt())
-    return float((a - b)[rows].abs().max()) / max(size, 1e-30)
+    # Minus infinity is what masked outputs are, and less itself no number.
+    off = (a - b).abs().masked_fill((a == b) | (a.isnan() & b.isnan()), 0.0)[rows]
+    if not off.isfinite().all():
+        return 1.0
+    size = float(a[a.isfinite()].double().square().mean().sqrt())
+    return float(off.max()) / max(size, 1e-30)
 
 
 def _gradient(problem: Problem, batch: Batch, rng: torch.Generator) -> float | None:
-    """Differentiate one example's outputs by all inputs: others' over its own."""
+    """Differentiate one example's outputs by all inputs: others' over the larger."""
     tensors = [t for t in pytree.tree_leaves(batch.inputs) if isinstance(t, Tensor)]
     inputs = [t for t in tensors if t.is_floating_point() and len(t) == batch.size]
     if not inputs:
@@ -97,7 +101,7 @@ def _gradient(problem: Problem, batch: Batch, rng: torch.Generator) -> float | N
     own = max((float(g[mine].abs().max()) for g in known), default=0.0)
     others = torch.arange(batch.size) != mine
     foreign = max((float(g[others.to(g.device)].abs().max()) for g in known), default=0.0)
-    return foreign / own if own else (math.inf if foreign else 0.0)
+    return foreign / max(own, foreign) if foreign else 0.0
 
 
 @dataclass(frozen=True)

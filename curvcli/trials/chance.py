@@ -15,15 +15,12 @@ import torch
 from torch import Tensor
 
 from curvcli.problem import Problem
-from curvcli.trials.answers import Answers, class_axis, judged
+from curvcli.trials.answers import Answers, judged
+from curvcli.trials.outputs import links
+from curvcli.trials.targets import class_axis
 
 STEPS = 100
 """Of L-BFGS: from zero on, a convex loss of constants is at its minimum after some ten."""
-
-NORMALISED = 1e-3
-"""Outputs whose exponentials, or which themselves, add up to one within this are probabilities."""
-
-Link = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,20 +46,20 @@ def chance(problem: Problem, parts: Sequence[Answers]) -> Chance | None:
     """Evaluate constant outputs for these examples; None where the loss is no function of them."""
     if not parts or not any(judged(problem, parts[0])):
         return None
-    links = _links(problem, parts[0])
+    found = links(problem, parts[0])
     free = [torch.zeros(_constant_shape(t, axis), dtype=t.dtype, device=t.device)
-            for t, axis, _ in links]  # fmt: skip
+            for t, axis, _ in found]  # fmt: skip
 
     def loss(values: Sequence[Tensor]) -> Tensor:
         return _mean(problem, parts, lambda part: [
             link(v, axis).expand(part.leaves()[i].shape)
-            for i, (v, (_, axis, link)) in enumerate(zip(values, links, strict=True))
+            for i, (v, (_, axis, link)) in enumerate(zip(values, found, strict=True))
         ])  # fmt: skip
 
     with torch.no_grad():
         equal = float(loss(free))
-    axis = class_axis(links[0][0], parts[0].batch.target)
-    classes = None if axis is None else links[0][0].shape[axis]
+    axis = class_axis(found[0][0], parts[0].batch.target)
+    classes = None if axis is None else found[0][0].shape[axis]
     return Chance(equal, _least(loss, free), classes)
 
 
@@ -73,15 +70,15 @@ def floor(problem: Problem, part: Answers, same: Tensor) -> float | None:
     """
     if not any(judged(problem, part)):
         return None
-    links = _links(problem, part)
+    found = links(problem, part)
     count = int(same.max()) + 1
     free = [torch.zeros(count, *t.shape[same.ndim :], dtype=t.dtype, device=t.device)
-            for t, *_ in links]  # fmt: skip
+            for t, *_ in found]  # fmt: skip
 
     def loss(values: Sequence[Tensor]) -> Tensor:
         return _mean(problem, [part], lambda _: [
             link(v[same.to(v.device)], axis)
-            for v, (_, axis, link) in zip(values, links, strict=True)
+            for v, (_, axis, link) in zip(values, found, strict=True)
         ])  # fmt: skip
 
     return _least(loss, free)
@@ -98,29 +95,6 @@ def _mean(
         terms = problem.loss(mine.output, mine.batch)
         total, weight = total + terms.total, weight + terms.weight
     return torch.as_tensor(total / weight)
-
-
-def _links(problem: Problem, part: Answers) -> list[tuple[Tensor, int, Link]]:
-    """Say for each output where its channels lie and how free numbers become one."""
-    found = []
-    for t in part.leaves():
-        axis = class_axis(t, part.batch.target)
-        if axis is None:
-            axis = 1 if t.ndim in (2, 4, 5) else -1
-        found.append((t.detach(), axis, _link(t.detach(), axis)))
-    return found
-
-
-def _link(t: Tensor, axis: int) -> Link:
-    """Keep to what the outputs are: log-probabilities, probabilities, or any number."""
-    if t.ndim > 1 and t.shape[axis] > 1:
-        if float(t.logsumexp(axis).abs().max()) < NORMALISED:
-            return lambda v, axis: v.log_softmax(axis)
-        if bool((t >= 0).all()) and float((t.sum(axis) - 1).abs().max()) < NORMALISED:
-            return lambda v, axis: v.softmax(axis)
-    if bool(((t >= 0) & (t <= 1)).all()):
-        return lambda v, axis: v.sigmoid()
-    return lambda v, axis: v
 
 
 def _constant_shape(t: Tensor, axis: int) -> list[int]:

@@ -2,6 +2,11 @@
 
 The outputs stay, the targets change places among the examples; what the loss then is, again and
 again, is what it would be were they unrelated. Cost: evaluations of the loss on outputs.
+
+Where a model has not learned, a fixed function meets fixed targets, and the test may come out
+either way; so it is asked first whether the model has. One that has and is tried on labels of
+another order is above chance, as fresh weights are, but it is sure of what it says: its outputs
+vary, which on labels that are not theirs costs loss.
 """
 
 import math
@@ -9,29 +14,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from curvcli.problem import Problem
 from curvcli.trials.answers import Answers, mean
+from curvcli.trials.outputs import logarithms
+from curvcli.trials.targets import class_axis
 
 
-def constant(parts: Sequence[Answers]) -> bool:
-    """Tell whether the outputs are the same for all examples."""
-    leaves = [[t[0] for t in a.leaves()] for a in parts]
+def constant(parts: Sequence[Answers], beside: Sequence[Answers] | None = None) -> bool:
+    """Tell whether the outputs are the same for all examples, and for those of `beside`."""
+    every = [*parts, *(beside or [])]
+    leaves = [[t[0] for t in a.leaves()] for a in every]
     first = leaves[0]
     return bool(first) and all(
         t.shape[1:] == one.shape and bool((t == one).all())
-        for a in parts
+        for a in every
         for t, one in zip(a.leaves(), first, strict=True)
     )
 
 
 @dataclass(frozen=True)
 class Permuted:
-    """The loss on the targets as they are, and its mean and spread on permuted ones."""
+    """The loss on the targets as they are, and its mean and spread on permuted ones.
+
+    level: the loss where every example is given the mean of the outputs
+    """
 
     loss: float
     mean: float
     std: float
+    level: float
     rounds: int
     examples: int
 
@@ -48,6 +61,14 @@ class Permuted:
         """The standard error of z: mean and spread are known from so many rounds."""
         return math.sqrt((1 + self.z**2 / 2) / self.rounds)
 
+    @property
+    def stake(self) -> float:
+        """What it costs, on targets that are not theirs, that the outputs vary.
+
+        For squares the variance of the outputs, and for classes a matter of how sure they are.
+        """
+        return self.mean - self.level
+
 
 def permuted(
     problem: Problem, parts: Sequence[Answers], rounds: int, rng: torch.Generator
@@ -55,6 +76,7 @@ def permuted(
     """Evaluate the loss with targets permuted within each part, again and again."""
     with torch.no_grad():
         true = mean(problem, parts)
+        level = mean(problem, [_levelled(a) for a in parts])
         found = torch.tensor(
             [
                 mean(problem, [
@@ -65,4 +87,16 @@ def permuted(
             dtype=torch.float64,
         )  # fmt: skip
     examples = sum(a.batch.size for a in parts)
-    return Permuted(true, float(found.mean()), float(found.std()), rounds, examples)
+    return Permuted(true, float(found.mean()), float(found.std()), level, rounds, examples)
+
+
+def _levelled(given: Answers) -> Answers:
+    """Give every example the mean of the outputs."""
+    return given.with_leaves([_mean_row(t, given) for t in given.leaves()])
+
+
+def _mean_row(t: Tensor, given: Answers) -> Tensor:
+    row, axis = t.mean(0, keepdim=True), class_axis(t, given.batch.target)
+    # The mean of log-probabilities is none: its exponentials add up to less than one.
+    normalised = axis is not None and logarithms(t, axis)
+    return (row.log_softmax(axis) if normalised and axis is not None else row).expand_as(t)

@@ -1,8 +1,8 @@
 """Whether a model can learn a handful of examples by heart (CS231n): trained on copies with Adam.
 
 No penalty, no dropout in eval mode; batch normalisation takes the subset's own statistics where the
-weights are fresh. Three learning rates are tried, as far as they are needed; a step costs one
-gradient of the handful.
+weights are fresh. Three learning rates are tried, as far as they are needed, and then, for longer,
+those at which the loss still fell; a step costs one gradient of the handful.
 """
 
 import contextlib
@@ -25,6 +25,13 @@ from curvcli.work import Watch, silent
 RATES = (1e-2, 1e-3, 1e-1)
 """Learning rates of Adam: for small models, deep ones (its default), and linear ones."""
 
+FALLING = 0.8
+"""A loss still falls that in the second half of the steps lost a fifth of what was left: slower,
+and twice the steps would not lead far."""
+
+LONGER = 8
+"""Times the steps asked for that a falling loss is followed."""
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -35,6 +42,7 @@ class Fitted:
     rate, steps:   of the run that came farthest
     contradicted:  targets whose input is another one's, of another target
     parameters:    that were trained, and `values` is how many real targets they were to meet
+    falling:       whether the loss still fell at the end
     """
 
     start: float
@@ -47,6 +55,7 @@ class Fitted:
     contradicted: int = 0
     parameters: int = 0
     values: int = 0
+    falling: bool = False
 
     @property
     def share(self) -> float:
@@ -67,26 +76,54 @@ def fit(problem: Problem, batch: Batch, goal: Goal, watch: Watch = silent) -> Fi
     alone = replace(problem, batches=(batch,), heldout=())
     with torch.no_grad():
         given = answer(alone, batch)
-    same = groups(batch)
-    bounds = _Bounds(chance(alone, [given]), floor(alone, given, same) or 0.0)
-    best: Fitted | None = None
-    for k, rate in enumerate(RATES):
-        found, after = _trained(alone, rate, goal, bounds, _offset(watch, k, goal))
-        if found.share > goal.share and (tokens := indistinct(after)) is not None:
-            # The model sees no more than each token: equal ones cannot have different targets.
-            least = floor(alone, given, tokens)
-            found = replace(found, floor=found.floor if least is None else least)
-            found = replace(found, contradicted=contradicted(given, tokens))
-        else:
-            found = replace(found, contradicted=contradicted(given, same))
-        best = found if best is None or found.loss < best.loss else best
-        if best.share <= goal.share:
+    bounds = _Bounds(chance(alone, [given]), floor(alone, given, groups(batch)) or 0.0)
+    tried: list[Fitted] = []
+    for rate in RATES:
+        tried.append(_fitted(_Run(alone, rate, bounds), given, goal, _after(watch, tried, goal)))
+        if tried[-1].share <= goal.share:
             break
-    assert best is not None
+    best = min(tried, key=lambda f: f.loss)
+    if not best.share <= goal.share:
+        best = _longer(alone, bounds, given, goal, tried, watch)
     target = batch.target
     real = isinstance(target, Tensor) and target.is_floating_point()
     values = target.numel() if real else 0
     return replace(best, parameters=alone.layout.size, values=values)
+
+
+def _longer(
+    problem: Problem,
+    bounds: "_Bounds",
+    given: Answers,
+    goal: Goal,
+    tried: list[Fitted],
+    watch: Watch,
+) -> Fitted:
+    """Train for longer what still fell, the best first; give the best of all."""
+    # Anew, since keeping three copies with their optimizers would take nine times the memory.
+    for found in sorted((f for f in tried if f.falling), key=lambda f: f.loss):
+        run, steps = _Run(problem, found.rate, bounds), goal.steps
+        tried.remove(found)
+        told = _fitted(run, given, goal, _after(watch, tried, goal))
+        while told.falling and not told.share <= goal.share and steps < LONGER * goal.steps:
+            steps *= 2
+            told = _fitted(run, given, replace(goal, steps=steps), _after(watch, tried, goal))
+        tried.append(told)
+        if told.share <= goal.share:
+            return told
+    return replace(min(tried, key=lambda f: f.loss), falling=any(f.falling for f in tried))
+
+
+def _fitted(run: "_Run", given: Answers, goal: Goal, watch: Watch) -> Fitted:
+    """Train, and say how far it came and what kept it from coming farther."""
+    run.train(goal.steps, goal.share, watch)
+    found = run.found
+    if found.share > goal.share and (tokens := indistinct(run.outputs())) is not None:
+        # The model sees no more than each token: equal ones cannot have different targets.
+        least = floor(run.problem, given, tokens)
+        found = replace(found, floor=found.floor if least is None else least)
+        return replace(found, contradicted=contradicted(given, tokens))
+    return replace(found, contradicted=contradicted(given, groups(given.batch)))
 
 
 @dataclass(frozen=True)
@@ -95,43 +132,74 @@ class _Bounds:
     floor: float
 
 
-def _trained(
-    problem: Problem, rate: float, goal: Goal, bounds: _Bounds, watch: Watch
-) -> tuple[Fitted, Answers]:
-    """Take steps of Adam; give how far they came, and the outputs at the end."""
-    names = list(problem.params)
-    leaves = list(problem.params.values())
-    copies = {n: p.detach().clone().requires_grad_() for n, p in problem.params.items()}
-    optimizer = torch.optim.Adam(copies.values(), lr=rate)
-    weight, start, best, taken = 1.0, math.nan, math.inf, 0
-    for step in range(goal.steps + 1):
-        with problem.displaced({n: t.detach() for n, t in copies.items()}):
-            terms = problem.terms(problem.batches[0])
-            weight = float(terms.weight)
-            loss = float(terms.total.detach()) / weight
-            start = loss if step == 0 else start
-            if loss < best:
-                best, taken = loss, step
-            top = start if bounds.chance is None else bounds.chance.least
-            found = Fitted(start, best, top, bounds.floor, rate, taken, problem.examples)
-            watch(step, goal.steps, best, None)
-            if found.share <= goal.share or not math.isfinite(loss) or step == goal.steps:
-                break
-            if not terms.total.requires_grad:
-                break
-            gradients = optional_derivatives([terms.total / weight], leaves)
-        for name, g in zip(names, gradients, strict=True):
-            copies[name].grad = None if g is None else g.to_dense() if g.is_sparse else g
-        optimizer.step()
-    with problem.displaced({n: t.detach() for n, t in copies.items()}), torch.no_grad():
-        return found, answer(problem, problem.batches[0])
+class _Run:
+    """Copies of the parameters, trained with Adam at one learning rate."""
+
+    def __init__(self, problem: Problem, rate: float, bounds: _Bounds) -> None:
+        self.problem = problem
+        self.rate = rate
+        self.bounds = bounds
+        self.copies = {n: p.detach().clone().requires_grad_() for n, p in problem.params.items()}
+        self.optimizer = torch.optim.Adam(self.copies.values(), lr=rate)
+        self.start = math.nan
+        self.course: list[float] = []  # the least loss by each step
+        self.taken = 0
+        self.ended = False
+
+    @property
+    def found(self) -> Fitted:
+        """How far it came."""
+        top = self.start if self.bounds.chance is None else self.bounds.chance.least
+        loss, low = self.course[-1], self.bounds.floor
+        half = self.course[(len(self.course) - 1) // 2]
+        falling = not self.ended and loss - low <= FALLING * (half - low)
+        return Fitted(self.start, loss, top, low, self.rate, self.taken, self.problem.examples,
+                      falling=falling)  # fmt: skip
+
+    def train(self, until: int, share: float, watch: Watch) -> None:
+        """Take steps until there are so many, or until no more than this share is left."""
+        names, leaves = list(self.problem.params), list(self.problem.params.values())
+        while not self.ended and len(self.course) <= until:
+            with self.displaced():
+                terms = self.problem.terms(self.problem.batches[0])
+                loss = terms.total / float(terms.weight)
+                self._note(float(loss.detach()))
+                watch(len(self.course) - 1, None, self.course[-1], None)
+                self.ended |= self.found.share <= share or not loss.requires_grad
+                if self.ended:
+                    break
+                gradients = optional_derivatives([loss], leaves)
+            for name, g in zip(names, gradients, strict=True):
+                self.copies[name].grad = None if g is None else g.to_dense() if g.is_sparse else g
+            self.optimizer.step()
+
+    def _note(self, loss: float) -> None:
+        """Keep the least loss, and the step that it was at."""
+        if not self.course:
+            self.start = loss
+        least = self.course[-1] if self.course else math.inf
+        if loss < least:
+            self.taken = len(self.course)
+        self.course.append(min(loss, least) if math.isfinite(loss) else least)
+        self.ended = not math.isfinite(loss)
+
+    def displaced(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the parameters at the copies."""
+        return self.problem.displaced({n: t.detach() for n, t in self.copies.items()})
+
+    def outputs(self) -> Answers:
+        """Evaluate the model where it came to."""
+        with self.displaced(), torch.no_grad():
+            return answer(self.problem, self.problem.batches[0])
 
 
-def _offset(watch: Watch, run: int, goal: Goal) -> Watch:
-    """Count the steps of all runs."""
+def _after(watch: Watch, tried: list[Fitted], goal: Goal) -> Watch:
+    """Count the steps of the runs before too."""
+    before = len(tried) * goal.steps
 
     def shifted(done: int, _total: int | None, estimate: float | None, _e: float | None) -> None:
-        watch(run * goal.steps + done, len(RATES) * goal.steps, estimate, None)
+        total = max(len(RATES) * goal.steps, before + done + 1)
+        watch(before + done, total, estimate, None)
 
     return shifted
 

@@ -1,10 +1,11 @@
 """`activations` and `sanity`: every planted fault gets its warning, and no healthy model any."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 from questions import ask
-from trained import FAULTS, HEALTHY, posed
+from trained import FAULTS, HEALTHY, posed, untrained
 from zoo import ZOO
 
 from curvcli.analyses.activations import Activations
@@ -20,9 +21,10 @@ TRUE = {
     "frozen and unused": {"tensors with a gradient"},
     "embedding": {"tiny subset overfitted"},
     "sparse embedding": {"tiny subset overfitted"},
+    "linear regression": {"shapes alike"},
 }
-"""What is so in the zoo: batch statistics, a parameter that nothing uses, and
-models of one token that are asked for several targets of one token."""
+"""What is so in the zoo: batch statistics, a parameter that nothing uses, models of one token that
+are asked for several targets of one token, and outputs (7, 1) for targets (7,)."""
 
 
 def warned(analysis: Analysis, problem: Problem, seed: int) -> set[str]:
@@ -58,6 +60,20 @@ def test_a_fault_is_no_sane_model(name: str, seed: int) -> None:
 @pytest.mark.parametrize("analysis", ANALYSES, ids=lambda a: a.name)
 def test_a_healthy_model_is_not_warned_of(analysis: Analysis, name: str, seed: int) -> None:
     assert warned(analysis, healthy(name, seed), seed) == set()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", HEALTHY)
+def test_fresh_weights_of_a_healthy_model_are_not_warned_of(name: str, seed: int) -> None:
+    assert warned(Sanity(steps=100), untrained(HEALTHY[name], seed), seed) == set()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", HEALTHY)
+def test_fresh_weights_without_a_factory_are_not_warned_of(name: str, seed: int) -> None:
+    problem = replace(untrained(HEALTHY[name], seed), fresh=None)
+    alike = {"labels against permuted"} if name == "zero head" else set()
+    assert warned(Sanity(steps=0), problem, seed) <= alike
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -19,7 +19,7 @@ from curvcli.problem import Problem
 from curvcli.trials.answers import answer
 from curvcli.trials.apart import averaging, few, leak
 from curvcli.trials.labels import constant, permuted
-from curvcli.trials.subset import Goal, contradicted, fit, groups, indistinct
+from curvcli.trials.subset import LONGER, Goal, contradicted, fit, groups, indistinct
 
 
 @pytest.mark.parametrize("name", [n for n in ZOO if n != "convolution, train"])
@@ -66,6 +66,40 @@ def test_the_derivative_is_that_of_the_mean() -> None:
     # An example's own part is 1 + 1/7, another's 1/7.
     assert found is not None
     assert found.gradient == pytest.approx((1 / 7) / (8 / 7))
+
+
+def test_only_others_have_the_gradient() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.a(x).roll(1, 0)
+            return out
+
+    p = posed(Turned, vectors(), (7,))
+    with p.engaged():
+        found = leak(p, few(p, rng()), rng())
+    assert found is not None
+    assert found.gradient == 1
+
+
+def test_masked_outputs_are_no_leak() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.a(x) + torch.tensor([0.0, 0.0, -math.inf])
+            return out
+
+    p = posed(Masked, vectors(), (7,))
+    with p.engaged():
+        found = leak(p, few(p, rng()), rng())
+    assert found is not None
+    assert found.replaced == 0
 
 
 def test_dropout_is_no_leak() -> None:
@@ -144,6 +178,36 @@ def test_z_is_large_where_labels_belong(seed: int) -> None:
     assert not constant(parts)
 
 
+def test_the_stake_of_squares_is_the_variance_of_the_outputs() -> None:
+    x = torch.randn(400, 3, generator=rng(3))
+    y = torch.randn(400, 1, generator=rng(4))
+    p = Problem.of(nn.Linear(3, 1), named("mse_loss", {}), [Batch(x, y, 400)])
+    with torch.no_grad():
+        parts = [answer(p, p.batches[0])]
+        found = permuted(p, parts, 2000, rng())
+    variance = float(parts[0].output.var(correction=0))
+    # The mean over permutations has a standard error.
+    assert found.stake == pytest.approx(variance, abs=4 * found.std / math.sqrt(2000))
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_the_stake_is_the_same_for_logits_and_for_their_log_softmax(log: bool) -> None:
+    p = outputs_given(2.0, 200, 0)
+    if log:
+        model = nn.Sequential(p.model, nn.LogSoftmax(1))
+        p = Problem.of(model, named("nll_loss", {}), p.batches)
+    with torch.no_grad():
+        parts = [answer(p, p.batches[0])]
+    found = permuted(p, parts, 100, rng())
+    # By hand: the loss of every output with every target, less that of the mean logits.
+    logits, y = outputs_given(2.0, 200, 0).batches[0].inputs, p.batches[0].target
+    share = torch.bincount(y, minlength=3) / len(y)
+    every = -(logits.log_softmax(1).mean(0) * share).sum()
+    level = -(logits.mean(0).log_softmax(0) * share).sum()
+    assert found.stake == pytest.approx(float(every - level), abs=4 * found.std / 10)
+    assert found.stake > 0.3
+
+
 def test_constant_outputs_are_seen() -> None:
     p = outputs_given(1.0, 60, 0)
     with torch.no_grad():
@@ -181,8 +245,36 @@ def test_training_ends_where_it_is_told_to() -> None:
     p = handful(nn.Linear(64, 10))
     with p.engaged():
         found = fit(p, p.batches[0], Goal(3, 1e-6))
-    assert found.steps == 3
+    assert found.steps == 3 * LONGER
+    assert found.falling
     assert found.share > 1e-6
+
+
+def test_a_loss_that_still_falls_is_followed() -> None:
+    p = handful(nn.Sequential(nn.Linear(64, 32), nn.Sigmoid(), nn.Linear(32, 10)))
+    with p.engaged():
+        short = fit(p, p.batches[0], Goal(12, 0.05))
+    assert short.share <= 0.05
+    assert 12 < short.steps <= 12 * LONGER
+
+
+def test_a_loss_that_does_not_fall_is_not_followed() -> None:
+    steps = 0
+
+    def count(done: int, total: int | None, value: float | None, error: float | None) -> None:
+        nonlocal steps
+        steps += 1
+
+    first = nn.Linear(64, 10)
+    with torch.no_grad():
+        first.weight.zero_()
+        first.bias.copy_(torch.tensor([200.0, *[0.0] * 9]))
+    p = handful(nn.Sequential(first, nn.Softmax(1)))
+    with p.engaged():
+        found = fit(p, p.batches[0], Goal(10, 0.05), count)
+    assert found.share > 0.05
+    assert not found.falling
+    assert steps <= 3 * 11
 
 
 def test_ctrl_c_gives_the_weights_back() -> None:

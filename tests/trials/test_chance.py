@@ -14,8 +14,10 @@ from torch.nn import functional
 from curvcli.batches import Batch
 from curvcli.load.loss import as_loss, named
 from curvcli.problem import Problem
-from curvcli.trials.answers import Answers, answer, class_axis, examine, judged, mean
+from curvcli.trials import answers
+from curvcli.trials.answers import Answers, answer, examine, judged, mean
 from curvcli.trials.chance import chance, floor
+from curvcli.trials.targets import class_axis
 
 N, K = 60, 4
 Y = torch.randint(K, (N,), generator=rng(1)).clamp_max(K - 2)
@@ -152,6 +154,37 @@ def test_class_axes() -> None:
     assert class_axis(torch.zeros(5, 3), torch.zeros(5)) is None
 
 
+def test_groups_are_cut_from_the_data_and_not_from_its_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(answers, "PIECES", 13)
+    p = pose(nn.Linear(3, K), Y, functional.cross_entropy)
+    x = p.batches[0].inputs
+    errors = []
+    for size in (60, 7, 1):
+        pairs = zip(torch.split(x, size), torch.split(Y, size), strict=True)
+        cut = replace(p, batches=tuple(Batch(a, b, len(a)) for a, b in pairs))
+        *_, found = examine(cut, cut.batches, 0, rng())
+        errors.append(found.error)
+    with torch.no_grad():
+        terms = functional.cross_entropy(p.model(x), Y, reduction="none")
+    groups = torch.stack([g.mean() for g in torch.split(terms, 5)])  # 13 at most: 12 of 5
+    truth = float(groups.std()) / math.sqrt(12)
+    assert errors == pytest.approx([truth] * 3)
+
+
+def test_a_loss_that_refuses_one_example_has_no_standard_error() -> None:
+    def squeezed(out: Tensor, y: Tensor) -> Tensor:
+        if len(out) == 1:
+            raise ValueError("more than one value is needed")
+        return functional.cross_entropy(out, y)
+
+    p = pose(nn.Linear(3, K), Y, squeezed)
+    *_, found = examine(p, p.batches, 30, rng())
+    assert found.error is None
+    assert found.loss == pytest.approx(p.measure.loss)
+
+
 @pytest.mark.parametrize("cut", [(60,), (25, 25, 10), (1,) * 60])
 def test_loss_error_and_accuracy(cut: tuple[int, ...]) -> None:
     p = pose(nn.Linear(3, K), Y, functional.cross_entropy)
@@ -166,8 +199,8 @@ def test_loss_error_and_accuracy(cut: tuple[int, ...]) -> None:
     assert found.accuracy == pytest.approx(right)
     truth = float(terms.std()) / math.sqrt(N)
     assert found.error is not None
-    # The scatter of 32 groups has itself a relative error of an eighth.
-    assert found.error == pytest.approx(truth, rel=0.5)
+    assert found.error == pytest.approx(truth)
+    assert found.majority == pytest.approx(int(torch.bincount(Y).max()) / N)
     assert sum(a.batch.size for a in found.kept) == 30
     assert len(found.kept) == 1
     assert mean(p, found.kept) == pytest.approx(found.loss, abs=4 * truth)
