@@ -164,7 +164,9 @@ def test_randomness_is_named() -> None:
     def model() -> nn.Module:
         return nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.Linear(3, 2), nn.Dropout1d())
 
-    with pytest.raises(CurvError) as failed:
+    # Seeded, since seven channels are dropped alike twice in one of 128 draws.
+    with torch.random.fork_rng(), pytest.raises(CurvError) as failed:
+        torch.manual_seed(0)
         probe(posed(model, vectors(), mode="train"))
     assert failed.value.code == "E_NONDET"
     assert "1 (Dropout), 3 (Dropout1d)" in failed.value.message

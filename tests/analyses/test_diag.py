@@ -208,4 +208,4 @@ def test_a_figure_that_is_no_number_is_undecided() -> None:
 
     result = ask(Diag(method="exact"), classify(Kinked(), inputs(20, 6)))
     assert result.status == "undecided"
-    assert any("not a finite number" in c.message for c in result.checks)
+    assert any(c.message.startswith("no number: trace of w") for c in result.checks)
