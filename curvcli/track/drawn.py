@@ -1,9 +1,19 @@
 """The figures of a run: what changes over its checkpoints."""
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from curvcli.report import Axis, Cells, Figure, Line
 from curvcli.track.rows import TrackRow, Visit
+
+OVER_EXAMPLES = "Shaded: one standard error over the examples."
+SHADED: Final = {
+    "sharpness": "Shaded: an interval that holds it.",
+    "loss": OVER_EXAMPLES,
+    "accuracy": OVER_EXAMPLES,
+    "trace": "Shaded: one standard error of the estimate.",
+}
+"""What the bands of a figure are."""
 
 
 def figures(visits: Sequence[Visit]) -> Iterator[Figure]:
@@ -22,7 +32,8 @@ def figures(visits: Sequence[Visit]) -> Iterator[Figure]:
     def figure(name: str, title: str, y: Axis, *lines: Line) -> Iterator[Figure]:
         known = tuple(x for x in lines if any(v is not None for v in x.y))
         if known:
-            yield Figure(name, title, place, y, known, in_rows=True)
+            shaded = SHADED[name] if any(line.band for line in known) else ""
+            yield Figure(name, title, place, y, known, caption=shaded, in_rows=True)
 
     if any(r.sharpness is not None for r in rows):
         yield from figure(
@@ -35,9 +46,15 @@ def figures(visits: Sequence[Visit]) -> Iterator[Figure]:
     else:
         largest = line("largest eigenvalue", "lambda_max", "lambda_max_error")
         yield from figure("sharpness", "Sharpness", Axis("curvature"), largest)
-    losses = line("training data", "loss"), line("held out", "heldout")
+    losses = (
+        line("training data", "loss", "loss_error"),
+        line("held out", "heldout", "heldout_error"),
+    )
     yield from figure("loss", "Loss", Axis("loss", "log"), *losses)
-    right = line("training data", "accuracy"), line("held out", "heldout_accuracy")
+    right = (
+        line("training data", "accuracy", "accuracy_error"),
+        line("held out", "heldout_accuracy", "heldout_accuracy_error"),
+    )
     yield from figure("accuracy", "Accuracy", Axis("share of targets"), *right)
     traces = line("trace", "trace", "trace_error")
     yield from figure("trace", "Trace of the Hessian", Axis("trace"), traces)

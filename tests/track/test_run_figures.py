@@ -50,6 +50,14 @@ def test_only_tensors_are_drawn_among_the_steps() -> None:
     assert figure.cells.labels == ("w",)
 
 
+def test_bands_are_the_errors_of_the_rows() -> None:
+    row = replace(seen(1, "step").row, loss=0.5, loss_error=0.125, accuracy=0.75)
+    (loss, accuracy) = figures([replace(seen(1, "step"), row=row)])
+    assert (loss.lines[0].y, loss.lines[0].band) == ((0.5,), ((0.375,), (0.625,)))
+    assert "one standard error over the examples" in loss.caption
+    assert accuracy.lines[0].band == ((0.75,), (0.75,))
+
+
 def test_arrays_are_left_out_and_it_is_said(tmp_path: Path) -> None:
     analysis, said = asked.without_arrays(Eig(vectors=tmp_path / "v.csv", top=2))
     assert (analysis.file, analysis.model_dump()["top"]) == (None, 2)
