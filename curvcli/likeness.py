@@ -36,7 +36,7 @@ def _swapped(
              if n in gradients and (s := _squares(saved.state.get(n, {}))) is not None}  # fmt: skip
     if len(known) < 2 or next(iter(known.values()))[0].numel() < LEAST:
         return
-    now = torch.stack([_ranks(g.detach().abs()) for g, _ in known.values()])
+    now = torch.stack([_ranks(g.detach().to_dense().abs()) for g, _ in known.values()])
     past = torch.stack([_ranks(s) for _, s in known.values()])
     likeness = past @ now.T / now.shape[1]  # (k, k), a row for each state
     clear = max(CLEAR, DEVIATIONS * (2 / now.shape[1]) ** 0.5)
@@ -57,4 +57,4 @@ def _ranks(t: Tensor) -> Tensor:
     flat = flat[:: -(-flat.numel() // MOST)].cpu()
     ranks = torch.empty(flat.numel(), dtype=torch.float64)
     ranks[flat.argsort(stable=True)] = torch.arange(flat.numel(), dtype=torch.float64)
-    return (ranks - ranks.mean()) / ranks.std(correction=0)
+    return (ranks - ranks.mean()) / ranks.std(correction=0).clamp_min(1e-30)

@@ -22,9 +22,12 @@ ARITHMETIC = "look there for a logarithm of zero, a division by zero, or an over
 
 def of_weights(model: nn.Module) -> Source:
     """Look in the parameters and buffers alone."""
-    for name, t in model.state_dict().items():
-        if bad := _count(t):
-            where = f": {bad:,} of {t.numel():,} entries of {name} are no numbers"
+    infinite = [(n, _count(p), p.numel()) for n, p in model.named_parameters()]
+    # A mask of attention is infinite by design.
+    infinite += [(n, int(b.isnan().sum()), b.numel()) for n, b in model.named_buffers()]
+    for name, bad, size in infinite:
+        if bad:
+            where = f": {bad:,} of {size:,} entries of {name} are no numbers"
             return Source(where, "the run has diverged: take an earlier checkpoint")
     return Source("", ARITHMETIC)
 
@@ -52,14 +55,19 @@ def _count(t: Tensor) -> int:
 
 
 def _module(model: nn.Module, evaluate: Callable[[], Any]) -> str:
-    """Name the module that first gives what is not finite; empty where none does."""
-    found: list[str] = []
+    """Name the module that makes no numbers of numbers; empty where none does.
+
+    The last such one, since what is infinite by design, as a masked score is, comes before; but no
+    module that holds it.
+    """
+    found: list[tuple[str, nn.Module]] = []
 
     def look(name: str, module: nn.Module) -> Callable[..., None]:
-        def hook(_m: nn.Module, _i: Any, output: Any) -> None:
-            bad = any(isinstance(t, Tensor) and _count(t) for t in pytree.tree_leaves(output))
-            if bad and not found:
-                found.append(titled(name, module))
+        def hook(_m: nn.Module, inputs: Any, output: Any) -> None:
+            if _bad(output) and not _bad(inputs):
+                inside = found and (not name or found[-1][0].startswith(f"{name}."))
+                if not inside:
+                    found.append((name, module))
 
         return hook
 
@@ -69,4 +77,8 @@ def _module(model: nn.Module, evaluate: Callable[[], Any]) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else ""
+    return titled(*found[-1]) if found else ""
+
+
+def _bad(tree: Any) -> bool:
+    return any(isinstance(t, Tensor) and _count(t) for t in pytree.tree_leaves(tree))

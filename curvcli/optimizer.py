@@ -51,7 +51,9 @@ class SavedOptimizer:
         stepped = {n for n, s in self.state.items() if s and float(s.get("step", 1)) > 0}
         if not stepped or self.kind == "LBFGS":  # which keeps all of its state with the first
             return frozenset()
-        return frozenset(name for group in self.groups for name in group.names) - stepped
+        # Without momentum SGD keeps nothing of what it moves.
+        keeping = (g for g in self.groups if self.kind != "SGD" or g.options.get("momentum"))
+        return frozenset(name for group in keeping for name in group.names) - stepped
 
     @classmethod
     def of(cls, optimizer: Optimizer, model: nn.Module) -> "SavedOptimizer":
@@ -63,7 +65,8 @@ class SavedOptimizer:
         kind = type(optimizer).__name__
         if classes().get(kind) is not type(optimizer):
             hint = f"torch.optim's are known: {', '.join(sorted(classes()))}"
-            raise CurvError("E_OPTIMIZER", f"{kind} is no optimizer of torch", hint)
+            said = f"{kind} is no optimizer of torch for dense gradients"
+            raise CurvError("E_OPTIMIZER", said, hint)
         names = {id(p): name for name, p in model.named_parameters()}
         groups = []
         for group in optimizer.param_groups:
@@ -73,7 +76,12 @@ class SavedOptimizer:
                 raise CurvError("E_OPTIMIZER", said, "pass the model that it was made for")
             options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
             groups.append(Group(tuple(names[id(p)] for p in group["params"]), options))
-        state = {names[id(p)]: dict(entries) for p, entries in optimizer.state.items()}
+        # Looking at the state of a parameter leaves an empty entry; a parameter may be gone.
+        state = {
+            names[id(p)]: dict(entries)
+            for p, entries in optimizer.state.items()
+            if entries and id(p) in names
+        }
         return cls(kind, tuple(groups), state, "the tensors that it holds", True)
 
     def rebuild(self, params: Mapping[str, Tensor]) -> Optimizer:

@@ -90,6 +90,10 @@ class Problem:
                 "are cut",
                 "use a --batch-size that holds all --samples, or --mode eval",
             )
+        if mode != "eval" and len(rest.get("heldout", ())) > 1 and normalisations(model):
+            # Nor may what is held out depend on its cut.
+            sizes = sum(b.size for b in rest["heldout"])
+            rest["heldout"] = select(rest["heldout"], torch.arange(sizes))
         return cls(model, loss, batches, tuple(matching(trainable, params)), **rest)
 
     # --- what it consists of -----------------------------------------------------------------
@@ -243,37 +247,38 @@ class Problem:
 
         Raises: CurvError (E_NONFINITE, E_DATA) where L is not a number or has no terms.
         """
-        return self._measured(self.batches)
+        return self._measured(self.batches, "the loss")
 
     @cached_property
     def heldout_loss(self) -> float | None:
         """L over the held-out examples, where there are some."""
-        return self._measured(self.heldout).loss if self.heldout else None
+        return self._measured(self.heldout, "the held-out loss").loss if self.heldout else None
 
     def ignored(self) -> int:
         """Count the targets that the loss leaves out, as `ignore_index` does."""
         return self.measure.ignored
 
-    def _measured(self, batches: Sequence[Batch]) -> "Measure":
+    def _measured(self, batches: Sequence[Batch], named: str) -> "Measure":
         total, weight, ignored = 0.0, 0.0, 0
         with self.engaged(), torch.no_grad():
             for i, batch in enumerate(batches):
                 terms = self.terms(batch)
                 if not math.isfinite(float(terms.total)):
-                    raise self._blame(i, batches, float(terms.total))
+                    raise self._blame(f"{named} is {float(terms.total)}", i, batches)
                 total, weight = total + float(terms.total), weight + float(terms.weight)
                 ignored += int(terms.ignored)
         if not weight > 0:
             raise CurvError("E_DATA", "the loss has no terms over these examples (weight 0)")
         return Measure(total / weight, weight, ignored)
 
-    def _blame(self, index: int, batches: Sequence[Batch], value: float) -> CurvError:
+    def _blame(self, said: str, index: int, batches: Sequence[Batch]) -> CurvError:
         """Say where a loss that is no number comes from."""
         if self.penalty is not None:
-            said, found = f"the penalty {self.penalty} is {value}", of_weights(self.model)
+            found = of_weights(self.model)
+            said = said.replace("the loss", f"the penalty {self.penalty}")
         else:
             batch, before = batches[index], sum(b.size for b in batches[:index])
-            said = f"the loss is {value} at batch {index}"
+            said += f" at batch {index}"
             found = source(self.model, batch, before, partial(self.terms, batch))
         return CurvError("E_NONFINITE", said + found.where, found.advice)
 

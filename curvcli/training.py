@@ -31,7 +31,7 @@ def as_trained(problem: Problem, memory: float | None = None) -> Problem:
         return problem
     if len(problem.batches) > 1:
         _check(problem, memory)
-    return replace(problem, mode="batchnorm", batches=merged)
+    return replace(problem, mode="batchnorm", batches=merged, heldout=())
 
 
 def _check(problem: Problem, memory: float | None) -> None:

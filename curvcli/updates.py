@@ -68,7 +68,9 @@ def last_updates(saved: SavedOptimizer, params: Mapping[str, Tensor]) -> dict[st
     for group in saved.groups:
         for name in group.names:
             state = saved.state.get(name)
-            found[name] = recover(params[name].detach(), state, group) if state else None
+            found[name] = None
+            if state and float(state.get("step", 1)) > 0:
+                found[name] = recover(params[name].detach(), state, group)
     return found
 
 

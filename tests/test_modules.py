@@ -82,8 +82,9 @@ def test_scripts_take_values_and_no_hooks() -> None:
     assert not with_values(model, values, lambda: model(x)).any()
     assert torch.equal(model(x), before)
     assert [n for n, _ in watchable(model)] == ["", "1"]
-    found = source(model, vectors(), 0, lambda: model(x * torch.nan))
-    assert found.where == ", first in 1 (Tanh)"
+    spoiled = {n: t * torch.nan for n, t in values.items()}
+    found = source(model, vectors(), 0, lambda: with_values(model, spoiled, lambda: model(x)))
+    assert found.where == ", first in the model itself (Sequential)"
 
 
 def test_titles() -> None:

@@ -99,6 +99,15 @@ def test_the_next_step_of_an_optimizer(wrap: Callable[[nn.Module], nn.Module]) -
         )
 
 
+def test_an_optimizer_whose_state_was_looked_at() -> None:
+    model = small_model()
+    optimizer = torch.optim.Adam(model.parameters())
+    for p in (*model.parameters(), nn.Parameter(torch.zeros(2))):
+        _ = optimizer.state[p]
+    result = curvcli.ratio(model, LOSS, loader(), optimizer=optimizer)
+    assert "no last ratio: there is no state of a step" in result.notes
+
+
 def test_stability_of_an_optimizer() -> None:
     model, optimizer = trained()
     result = curvcli.stability(model, LOSS, loader(), optimizer=optimizer)

@@ -76,6 +76,7 @@ def test_the_next_step_is_the_trainers(cut: tuple[int, ...]) -> None:
         assert row["next_update"] == pytest.approx(float(moved.norm()), rel=1e-9)
     # A bias before BatchNorm has no gradient in training; by running statistics it has.
     assert rows[1]["gradient"] < 1e-12
+    assert rows[1]["remark"] in ("", "cancelled")
     assert ask(Ratio(), replace(p, free=False)).rows[1]["gradient"] > 1e-3
 
 
@@ -101,6 +102,26 @@ def test_sharpness_is_that_of_the_loss_in_training(cut: tuple[int, ...]) -> None
     assert result.metrics["sharpness"].value == pytest.approx(top, rel=1e-6)
     torch.testing.assert_close(dict(p.model.named_buffers()), buffers, rtol=0, atol=0)
     assert "statistics of all 24 examples, dropout off" in " ".join(result.notes)
+
+
+def test_what_batchnorm_cancels_is_not_called_low() -> None:
+    p, *_ = trained(torch.optim.SGD)
+    result = ask(Ratio(), p)
+    assert [r["remark"] for r in result.rows if r["tensor"] == "0.bias"] == ["cancelled"]
+    assert any(note.startswith("cancelled: BatchNorm takes out") for note in result.notes)
+    assert not any("0.bias" in check.message for check in result.checks)
+
+
+@pytest.mark.parametrize("mode", ["train", "batchnorm"])
+def test_what_is_held_out_does_not_depend_on_its_cut(mode: str) -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+    held = classify(model, inputs(27, 5), cut=(13, 13, 1)).batches
+    p = classify(model, inputs(20, 5))
+    losses = [
+        Problem.of(model, p.loss, p.batches, mode=mode, heldout=h).heldout_loss
+        for h in (held, classify(model, inputs(27, 5)).batches)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_a_mode_that_was_asked_for_is_kept() -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 GUIDE = 1e-3
 """The ratio of a healthy step, roughly (CS231n, Neural Networks Part 3)."""
+ROUNDING = 1e3
+"""Times a rounding of the largest gradient that sums of many terms leave of one that is zero."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Steps:
     next: "Mapping[str, Tensor] | None"
     gradients: "Mapping[str, Tensor]"
     idle: "frozenset[str]"
+    rounding: float = 0.0
+    """What is left by rounding of a gradient that BatchNorm makes zero."""
 
 
 class Ratio(Analysis):
@@ -82,6 +86,8 @@ class Ratio(Analysis):
 
     def run(self, problem: "Problem", work: "Work") -> Result:
         """Recover the last update and take the next one."""
+        import torch
+
         from curvcli.determinism import probe
         from curvcli.training import as_trained
         from curvcli.updates import last_updates, next_updates, optimizer_of
@@ -100,7 +106,11 @@ class Ratio(Analysis):
             problem = as_trained(problem, work.memory)
             probe(problem)
             following, gradients = next_updates(problem, saved)
-            steps = Steps(params, last, following, gradients, saved.idle)
+            rounding = 0.0
+            if problem.mode == "batchnorm":
+                eps = torch.finfo(problem.like.dtype).eps
+                rounding = ROUNDING * eps * max(float(g.norm()) for g in gradients.values())
+            steps = Steps(params, last, following, gradients, saved.idle, rounding)
         elif all(last.get(n) is None for n in looked):
             why = f"the saved state of {saved.kind} does not determine the last update"
             if saved.untouched:
@@ -119,7 +129,7 @@ class Ratio(Analysis):
             rows=rows,
             metrics=self._metrics(tensors),
             checks=[*of_state(saved, steps.gradients), *self._checks(tensors)],
-            notes=self._notes(problem, saved, steps),
+            notes=self._notes(problem, saved, steps, rows),
         )
 
     def _rows(self, problem: "Problem", saved: "SavedOptimizer", steps: Steps) -> list[RatioRow]:
@@ -160,6 +170,8 @@ class Ratio(Analysis):
             remark = self._remark(norm, ratios[0], known=ratios[0] is not None)
         else:
             remark = self._remark(norm, ratios[1])
+            if remark in ("low", "does not move") and gradient is not None:
+                remark = "cancelled" if gradient <= steps.rounding else remark
         return RatioRow(
             tensor=title,
             norm=norm,
@@ -230,7 +242,13 @@ class Ratio(Analysis):
             Check("ratio", "pass", f"{every} is between {self.low:g} and {self.high:g}")
         ]
 
-    def _notes(self, problem: "Problem", saved: "SavedOptimizer", steps: Steps) -> list[str]:
+    def _notes(
+        self,
+        problem: "Problem",
+        saved: "SavedOptimizer",
+        steps: Steps,
+        rows: list[RatioRow],
+    ) -> list[str]:
         from curvcli.training import normalised
         from curvcli.updates import matched, summed
 
@@ -248,6 +266,8 @@ class Ratio(Analysis):
             f"in {'train' if problem.mode == 'train' else 'eval'} mode"
         )
         notes += normalised(problem)
+        if any(r.remark == "cancelled" for r in rows):
+            notes.append("cancelled: BatchNorm takes out again what a bias before it adds")
         if summed(problem) > 1:
             notes.append(
                 f"gradient: the sum over {summed(problem):g} micro-batches, as the spec says"

@@ -168,7 +168,6 @@ class Trials:
     def _fresh(self) -> Iterator[Trial]:
         """Evaluate the model as its factory makes it."""
         from curvcli.trials.apart import few
-        from curvcli.trials.subset import batch_statistics
 
         name = "fresh weights at chance"
         if self.problem.fresh is None:
@@ -179,8 +178,8 @@ class Trials:
             yield not_run(name, "the model gives the loss itself: chance is not known")
             return
         batch = few(fresh, self.work.rng, FRESH)
-        with batch_statistics(replace(fresh, batches=(batch,))):
-            self.fresh = found = self._examined(fresh, (batch,), "fresh weights")
+        fresh = _by_batch(replace(fresh, batches=(batch,)))
+        self.fresh = found = self._examined(fresh, fresh.batches, "fresh weights")
         if not self.is_mean:
             yield not_run(name, NO_MEAN)
             return
@@ -235,7 +234,7 @@ class Trials:
         if self.fresh is not None:
             fresh = permuted(self.problem, self.fresh.kept, rounds, rng)
         alike = constant(data.kept)
-        why = "" if self.chance is None else levels.untrained(
+        why = "chance is not known" if self.chance is None else levels.untrained(
             found, self.chance, fresh, classes=data.majority is not None
         )  # fmt: skip
         if alike and self.fresh is not None and constant(data.kept, self.fresh.kept):
@@ -256,9 +255,8 @@ class Trials:
 
     def _subset(self) -> Iterator[Trial]:
         """Train copies on a few examples, from fresh weights where there is a factory."""
-        from curvcli.problem import Problem
         from curvcli.trials.apart import few
-        from curvcli.trials.subset import Goal, batch_statistics, fit
+        from curvcli.trials.subset import Goal, fit
 
         if not self.asked.steps:
             yield not_run("tiny subset overfitted", "no steps are asked for")
@@ -268,8 +266,14 @@ class Trials:
         batch = few(problem, self.work.rng, self.asked.subset)
         goal = Goal(self.asked.steps, self.asked.share)
         watch = self.work.announce(f"overfitting {batch.size} examples")
-        # One example has no spread to normalise by.
-        mode = batch_statistics if fresh and batch.size > 1 else Problem.engaged
-        with mode(problem):
+        if fresh:
+            problem = _by_batch(replace(problem, batches=(batch,)))
+        with problem.engaged():
             found = fit(problem, batch, goal, watch)
         yield levels.subset(found, self.asked.share, fresh)
+
+
+def _by_batch(problem: "Problem") -> "Problem":
+    """Normalise by the batch's own statistics: the running ones of fresh weights mean nothing."""
+    # One example has no spread to normalise by.
+    return replace(problem, mode="batchnorm") if problem.examples > 1 else problem

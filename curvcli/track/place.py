@@ -15,7 +15,8 @@ STEPS: Final = ("step", "global_step", "iter_num", "iteration", "epoch")
 FILE_NAME: Final = "file name"
 """The source of a step that the checkpoint itself does not tell."""
 COUNTED: Final = re.compile(
-    r"(?:^|[-_=]|step|epoch|ep|iter|iteration|it|checkpoint|ckpt)(\d{1,18})(?![\d.]*\d)",
+    r"(?:^|(?<!\de)[-_=]|(?<!\d)\.|(?<![a-z])(?P<word>step|epoch|ep|iter|iteration|it|checkpoint|ckpt)[-_=]?)"
+    r"(?P<count>\d{1,18})(?![\d.]*\d|e-?\d)",
     re.IGNORECASE,
 )
 """A number in a file name that may be a step: no part of resnet18, and none of lr0.001."""
@@ -32,8 +33,11 @@ def step_of(path: Path, progress: Mapping[str, Any]) -> tuple[float | None, str]
     for key in STEPS:
         if key in progress and math.isfinite(progress[key]):
             return progress[key], key
-    if numbers := COUNTED.findall(path.stem):
-        return int(numbers[-1]), FILE_NAME
+    counts = [(m["word"] is not None, m["count"]) for m in COUNTED.finditer(path.stem)]
+    # One that a word names goes before one that none does; of several the last.
+    named = [count for word, count in counts if word] or [count for _, count in counts]
+    if named:
+        return int(named[-1]), FILE_NAME
     return None, ""
 
 

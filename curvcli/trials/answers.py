@@ -80,7 +80,8 @@ def judged(problem: Problem, given: Answers) -> list[bool]:
     """Tell on which of the outputs' tensors the loss depends: on none where the model gives it."""
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in given.leaves()]
-        total = problem.loss(given.with_leaves(leaves).output, given.batch).total
+        # A loss may work in place, which a leaf does not allow.
+        total = problem.loss(given.with_leaves([t * 1 for t in leaves]).output, given.batch).total
         if not leaves or not total.requires_grad:
             return [False] * len(leaves)
         found = torch.autograd.grad(total, leaves, allow_unused=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from curvcli.errors import memory_error
 from curvcli.problem import Problem
 from curvcli.trials.answers import Answers, answer, judged, mean
 from curvcli.trials.targets import class_axis, threshold
@@ -84,8 +85,13 @@ def confined(problem: Problem, given: Answers) -> list[bool]:
     rng = torch.Generator().manual_seed(0)
     for _ in range(DRAWS if any(inside) else 0):
         drawn = {n: _drawn(weights[n], rng) for n in whole.names}
-        with whole.displaced(drawn), torch.no_grad():
-            found = answer(whole, few.batch).leaves()
+        try:
+            with whole.displaced(drawn), torch.no_grad():
+                found = answer(whole, few.batch).leaves()
+        except (RuntimeError, ValueError) as error:  # some weights, as of a Cholesky, fit no model
+            if memory_error(error):
+                raise
+            continue
         inside = [a and _within(t) for a, t in zip(inside, found, strict=True)]
     return inside
 

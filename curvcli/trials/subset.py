@@ -7,12 +7,10 @@ those at which the loss still fell; a step costs one gradient of the handful.
 
 import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from curvcli.batches import Batch
@@ -202,17 +200,6 @@ def _after(watch: Watch, tried: list[Fitted], goal: Goal) -> Watch:
         watch(before + done, total, estimate, None)
 
     return shifted
-
-
-@contextlib.contextmanager
-def batch_statistics(problem: Problem) -> Iterator[None]:
-    """Let batch normalisation take each batch's own statistics: fresh running ones mean nothing."""
-    with problem.engaged():
-        # engaged() gives modes and buffers back.
-        for module in problem.model.modules():
-            if isinstance(module, _BatchNorm):
-                module.train()
-        yield
 
 
 def groups(batch: Batch) -> Tensor:

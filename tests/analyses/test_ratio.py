@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -253,6 +254,53 @@ def test_what_no_step_had_a_gradient_of_does_not_move(clip: float | None) -> Non
         assert (row["next"], row["gradient"], row["remark"]) == (None, None, "not trained")
     assert "no step has had a gradient of 0.weight, 0.bias: frozen or unused" in result.notes
     assert not any("0.weight" in c.message for c in result.checks)
+
+
+def test_a_group_without_momentum_moves_beside_one_with_it() -> None:
+    model = mlp(6, 8, 3).double()
+    first, last = (list(model.get_submodule(n).parameters()) for n in "02")
+    groups: list[dict[str, Any]] = [{"params": first, "momentum": 0.9}, {"params": last}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    p = classify(model, inputs(20, 6).double())
+    for _ in range(3):
+        step(p, model, optimizer)
+    saved = resolve(optimizer.state_dict(), model, {})
+    rows = ask(Ratio(), replace(p, optimizer=lambda: saved)).rows
+    assert saved.idle == frozenset()
+    assert all(float(r["next"] or 0) > 0 for r in rows)
+
+
+def test_a_state_of_no_step_is_no_last_update() -> None:
+    p, model, optimizer, _ = trained(torch.optim.Adam, lr=1e-2)
+    for state in optimizer.state.values():
+        state["step"] = torch.tensor(0.0)
+    saved = resolve(optimizer.state_dict(), model, {})
+    rows = ask(Ratio(), replace(p, optimizer=lambda: saved)).rows
+    assert {r["last"] for r in rows} == {None}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_sparse_gradients_are_held_against_states() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Embedding(20, 8, sparse=True) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.a(x) * self.b(x)
+            return out
+
+    torch.manual_seed(0)
+    model = Two()
+    x = torch.randint(20, (30,), generator=torch.Generator().manual_seed(0))
+    p = classify(model, x, classes=8)
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
+    for _ in range(2):
+        step(p, model, optimizer)
+    saved = resolve(optimizer.state_dict(), model, {})
+    assert saved.alike == (("a.weight", "b.weight"),)
+    result = ask(Ratio(), replace(p, optimizer=lambda: saved))
+    assert not [c for c in result.checks if c.name == "optimizer state"]
 
 
 def test_what_the_optimizer_does_not_hold_is_told() -> None:

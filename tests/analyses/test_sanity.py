@@ -311,3 +311,37 @@ def test_from_python() -> None:
     data = [(x, (x[:, 0] > 0).long())]
     result = curvcli.sanity(mlp(6, 8, 2), functional.cross_entropy, data, steps=200)
     assert verdicts(result)["tiny subset overfitted"] == "pass"
+
+
+def test_fresh_weights_go_by_the_statistics_of_their_batch() -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)
+        )  # fmt: skip
+
+    # By the running statistics of fresh weights, which nothing has set, they would be far off.
+    x = inputs(60, 6) * 200 + 500
+    found = row(ask(Sanity(steps=0), replace(classify(make(), x), fresh=make)),
+                "fresh weights at chance")  # fmt: skip
+    y = torch.cat([b.target for b in classify(make(), x).batches])
+    expected = functional.cross_entropy(make().train()(x), y).item()
+    assert found["found"] == pytest.approx(expected, rel=1e-3)
+    assert found["verdict"] == "pass"
+
+
+def test_a_model_that_refuses_other_weights_is_no_reason_to_warn() -> None:
+    class Factored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gram = nn.Parameter(torch.eye(3))
+            self.linear = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = torch.sigmoid(self.linear(x) @ torch.linalg.cholesky(self.gram))
+            return out
+
+    torch.manual_seed(0)
+    result = ask(Sanity(steps=0), classify(Factored(), inputs(80, 6)))
+    assert row(result, "equal outputs")["verdict"] != "not run"
+    assert row(result, "labels against permuted")["verdict"] == "not run"

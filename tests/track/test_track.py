@@ -95,6 +95,8 @@ def test_a_name_gives_the_step_that_a_file_does_not(run: Path) -> None:
         ("w-3.pt", 3), ("100.pt", 100), ("ckpt_0100.pt", 100), ("model_epoch12.pt", 12),
         ("Step7.pt", 7), ("epoch=3-val_loss=0.25.ckpt", 3), ("gpt2-500.pt", 500),
         ("resnet18.pt", None), ("run2_lr0.001.pt", None), ("cos0.pt", None), ("v2.pt", None),
+        ("vit16.pt", None), ("split2.pt", None), ("model-1e-3.pt", None), ("ckpt_1e-4.pt", None),
+        ("epoch_10_acc_91.pt", 10), ("model.100.pt", 100), ("lr-0.1-step5.pt", 5),
         ("w-" + "1" * 30 + ".pt", None),
     ],
 )  # fmt: skip

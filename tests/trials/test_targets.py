@@ -10,7 +10,7 @@ from curvcli.batches import Batch
 from curvcli.load.loss import as_loss
 from curvcli.problem import Problem
 from curvcli.trials.answers import examine
-from curvcli.trials.targets import same
+from curvcli.trials.targets import Tally, same
 
 
 def batches(target: Tensor, size: int = 4) -> list[Batch]:
@@ -66,3 +66,34 @@ def test_squares_of_binary_targets_have_no_accuracy() -> None:
     *_, found = examine(p, p.batches, 0, rng())
     assert found.accuracy is None
     assert found.majority is None
+
+
+def test_two_classes_of_one_hot_targets_are_no_binary_ones() -> None:
+    labels = torch.randint(2, (30,), generator=rng(0))
+    hot = functional.one_hot(labels, 2).double()
+    model = nn.Linear(2, 2).double()
+    x = torch.randn(30, 2, generator=rng(1), dtype=torch.float64)
+    p = Problem.of(model, as_loss(functional.cross_entropy), [Batch(x, hot, 30)])
+    # Each output alone is on one side of zero; only their difference says the class.
+    with torch.no_grad():
+        model.bias.add_(40.0)
+    *_, found = examine(p, p.batches, 0, rng(2))
+    assert found.accuracy is None
+
+
+def test_a_loss_that_works_in_place_is_examined() -> None:
+    def clamped(output: Tensor, target: Tensor) -> Tensor:
+        return functional.cross_entropy(output.clamp_(-1, 1), target)
+
+    y = torch.randint(3, (12,), generator=rng(0))
+    p = Problem.of(nn.Linear(2, 3), as_loss(clamped), [Batch(torch.zeros(12, 2), y, 12)])
+    *_, found = examine(p, p.batches, 0, rng(2))
+    assert found.accuracy is not None
+
+
+def test_batches_of_other_shapes_have_no_majority() -> None:
+    one = Tally(1, 2, torch.ones(2, 1))
+    other = Tally(1, 2, torch.ones(3, 1))
+    whole = Tally().plus(one).plus(other).plus(one)
+    assert (whole.right, whole.asked, whole.majority) == (3, 6, None)
+    assert Tally().plus(one).plus(one).majority == 0.5
