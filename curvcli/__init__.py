@@ -48,6 +48,7 @@ def __getattr__(name: str) -> "Callable[..., Result]":
         from curvcli.options import build
         from curvcli.output import array_files
         from curvcli.problem import Problem
+        from curvcli.spec_run import Run, Training
         from curvcli.work import Work
 
         def place(loc: tuple[int | str, ...]) -> str:
@@ -57,16 +58,18 @@ def __getattr__(name: str) -> "Callable[..., Result]":
             return None if optimizer is None else SavedOptimizer.of(optimizer, unwrapped(model))
 
         analysis = build(kind, options, place, "E_USAGE")
+        run = build(Run, {"seed": seed, "mode": mode}, place, "E_USAGE")
+        loop = build(Training, dict(training or {}), place, "E_USAGE")
         # A DataLoader draws from the process's generator, even where it does not shuffle.
         with torch.random.fork_rng(devices=[]):
             problem = Problem.of(
                 model, as_loss(loss), (as_batch(b) for b in batches),
-                mode="eval" if mode == "auto" else mode, free=mode == "auto",
-                optimizer=saved, training=training or {},
+                mode="eval" if run.mode == "auto" else run.mode, free=run.mode == "auto",
+                optimizer=saved, training=loop.training,
                 heldout=tuple(as_batch(b) for b in heldout), fresh=fresh,
             )  # fmt: skip
         with array_files([analysis.file] if analysis.file else []) as save:
-            result = analysis.answer(problem, Work(rng=torch.Generator().manual_seed(seed)))
+            result = analysis.answer(problem, Work(rng=torch.Generator().manual_seed(run.seed)))
             save([result])
         return result
 

@@ -79,6 +79,10 @@ class Problem:
                     f"no trainable parameter matches {pattern!r}",
                     f"the model's are {shown}" if trainable else "all are frozen or empty",
                 )
+        if any(p.is_complex() for p in model.parameters()):
+            raise CurvError(
+                "E_DTYPE", "the model has complex parameters", "view them as real pairs"
+            )
         batches = tuple(batches)
         if not batches:
             raise CurvError("E_DATA", "there are no examples", "check data: in the spec")
@@ -307,7 +311,7 @@ class Problem:
         return [n for n, g in zip(self.names, found, strict=True) if g is None]
 
 
-def normalisations(model: nn.Module) -> list[nn.Module]:
+def normalisations(model: nn.Module) -> list[_BatchNorm]:
     """List the modules that make examples interact in training."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm)]
 

@@ -25,19 +25,11 @@ def listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class Optimizer(Options):
-    """What the checkpoint does not say of its optimizer; other keys are the class's options."""
+class Training(Options):
+    """What a training loop does to the gradient before a step."""
 
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_setting)]]
-
-    kind: str | None = option(None, "class in torch.optim", alias="class", shown="from the file")
-    groups: tuple[tuple[str, ...], ...] | None = option(
-        None, "one list of parameter name patterns per group", shown="from the file"
-    )
     grad_clip: float | None = option(None, "clip the gradient's global norm to this", gt=0)
     grad_clip_value: float | None = option(None, "clip every entry of the gradient to this", gt=0)
-
     accumulate: int | None = option(
         None,
         "micro-batches whose mean losses one step's gradient is the sum of, not the mean",
@@ -50,6 +42,18 @@ class Optimizer(Options):
         named = {"grad_clip": self.grad_clip, "grad_clip_value": self.grad_clip_value,
                  "accumulate": self.accumulate}  # fmt: skip
         return {key: value for key, value in named.items() if value is not None}
+
+
+class Optimizer(Training):
+    """What the checkpoint does not say of its optimizer; other keys are the class's options."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_setting)]]
+
+    kind: str | None = option(None, "class in torch.optim", alias="class", shown="from the file")
+    groups: tuple[tuple[str, ...], ...] | None = option(
+        None, "one list of parameter name patterns per group", shown="from the file"
+    )
 
     @property
     def options(self) -> dict[str, Any]:

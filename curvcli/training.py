@@ -9,55 +9,57 @@ from curvcli.curvature.memory import held, spare
 from curvcli.errors import CurvError
 from curvcli.problem import Problem, normalisations
 
-GRAPHS = 6
+GRAPHS, GRADIENT = 6, 2
 """What products with the Hessian hold of a batch at most, in graphs of its loss: measured, 4.6 in
-an MLP and 5.7 in a CNN."""
+an MLP and 5.7 in a CNN; and what a gradient holds."""
 
 
-def as_trained(problem: Problem, memory: float | None = None) -> Problem:
+def as_trained(problem: Problem, memory: float | None = None, graphs: float = GRAPHS) -> Problem:
     """Normalise batches by their own statistics, as a step does, where no mode was asked for.
 
     All examples become one batch, so that no figure depends on how they are cut; dropout stays off.
     Running statistics are constants to a gradient: they leave a bias before BatchNorm a gradient
     that training never sees, and a Hessian of another function.
 
-    Raises: CurvError (E_MEMORY) where one batch of all examples does not fit in `memory` bytes,
-        by default half of what is free.
+    Raises: CurvError (E_MEMORY) where so many graphs of one batch of all examples do not fit in
+        `memory` bytes, by default half of what is free.
     """
     if not problem.free or problem.examples < 2 or not normalisations(problem.model):
         return problem
-    merged = select(problem.batches, torch.arange(problem.examples))
-    if len(merged) > 1:  # of different shapes
-        return problem
     if len(problem.batches) > 1:
-        _check(problem, memory)
-    return replace(problem, mode="batchnorm", batches=merged, heldout=())
+        _check(problem, memory, graphs)
+        merged = select(problem.batches, torch.arange(problem.examples))
+        if len(merged) > 1:  # of different shapes
+            return problem
+        problem = replace(problem, batches=merged)
+    return replace(problem, mode="batchnorm", heldout=())
 
 
-def _check(problem: Problem, memory: float | None) -> None:
+def _check(problem: Problem, memory: float | None, graphs: float) -> None:
     """Weigh the graph of the largest batch, and refuse what many of them would not fit into."""
     device = problem.like.device
     largest = max(problem.batches, key=lambda b: b.size)
     with problem.engaged():
         size = held(lambda: problem.share(largest), device) / largest.size
-    room = spare(device) if memory is None else memory
-    if GRAPHS * size * problem.examples > room:
+    room, needed = spare(device) if memory is None else memory, graphs * size * problem.examples
+    if needed > room:
         raise CurvError(
             "E_MEMORY",
             f"BatchNorm's statistics over all {problem.examples:,} examples at once need about "
-            f"{GRAPHS * size * problem.examples / 1e9:.2g} GB",
+            f"{needed / 1e9:.2g} GB",
             "lower --samples, or --mode eval for its running statistics",
         )
 
 
 def normalised(problem: Problem) -> list[str]:
     """Say, as a note, by what batch normalisation went."""
-    if not normalisations(problem.model):
+    if not any(m.running_mean is not None for m in normalisations(problem.model)):
         return []
     if problem.mode == "eval":
+        why = " (examples of different shapes make no batch)" if problem.free else ""
         return [
             "BatchNorm by its running statistics, as in use; steps of training go by those of "
-            "their batch (--mode batchnorm)"
+            f"their batch{why}"
         ]
     dropout = "" if problem.mode == "train" else ", dropout off"
     return [

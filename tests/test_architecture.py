@@ -65,7 +65,7 @@ INSIDE = {
     "commands": "load progress runner selftest track work",
     "track": "load trials",
     "testing": "curvcli",
-    "curvcli": "analyses batches load modules optimizer options output problem work",
+    "curvcli": "analyses batches load modules optimizer options output problem spec work",
     "__main__": "analyses cli mistakes sinks",
 }
 """What a room may import besides inside its functions, where it costs nothing at start-up."""

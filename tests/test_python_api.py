@@ -185,10 +185,18 @@ def test_a_bad_option_is_named() -> None:
         ({"top": 0}, "E_USAGE: eig(top=): 0 should be greater than or equal to 1"),
         ({"topp": 3}, "E_USAGE: eig(topp=): 'topp' is not known here — did you mean 'top'?"),
         ({"which": "larges"}, "E_USAGE: eig(which=): 'larges' should be"),
+        ({"mode": "trian"}, "E_USAGE: eig(mode=): 'trian' should be"),
+        ({"training": {"grad_clp": 1.0}}, "E_USAGE: eig(grad_clp=): 'grad_clp' is not known"),
     ):
         with pytest.raises(CurvError) as caught:
             curvcli.eig(small_model(), LOSS, loader(), **options)
         assert str(caught.value).startswith(said)
+
+
+def test_complex_parameters_are_refused() -> None:
+    model = nn.Linear(4, 2, dtype=torch.complex64)
+    with pytest.raises(CurvError, match="complex parameters"):
+        curvcli.eig(model, LOSS, loader())
 
 
 def test_no_data() -> None:

@@ -146,7 +146,7 @@ def test_examples_of_different_shapes_stay_in_their_batches() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     p, *_ = trained(torch.optim.SGD, (8, 8, 8))
     with pytest.raises(CurvError, match="all 24 examples at once") as refused:
-        Ratio().run(p, Work(rng=torch.Generator(), memory=10_000))
+        Ratio().run(p, Work(rng=torch.Generator(), memory=2_000))
     assert refused.value.code == "E_MEMORY"
     assert as_trained(p, memory=1e9).mode == "batchnorm"
 

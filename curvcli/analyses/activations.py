@@ -1,15 +1,17 @@
 """What every layer gives, and what gradient comes back to it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from curvcli.analyses.base import Analysis
 from curvcli.analyses.hearing import (
+    arrays,
     by_depth,
     histograms,
     is_answer,
     named,
     notes,
+    of_pictures,
     picture_book,
 )
 from curvcli.errors import listed
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from curvcli.problem import Problem
     from curvcli.signals.depth import Trend
     from curvcli.signals.passes import Recording
-    from curvcli.signals.pictures import Pictures
     from curvcli.signals.place import Place
     from curvcli.work import Work
 
@@ -124,10 +125,10 @@ class Activations(Analysis):
             ],
             notes=[
                 *notes(heard, problem.mode, len(unseen(problem))),
-                *self._of_pictures(heard, found, drawn=drawn is not None),
+                *of_pictures(heard, found, asked=bool(self.weights), drawn=drawn is not None),
             ],
             figures=[histograms(heard), *by_depth(heard, line), *([drawn] if drawn else [])],
-            arrays=_arrays(found) if found else {},
+            arrays=arrays(found) if found else {},
             interrupted=heard.interrupted,
         )
 
@@ -277,27 +278,3 @@ class Activations(Analysis):
             title = "decades by which the gradient shrinks toward the input"
             found["gradient_decades"] = Metric(line.decades, title, "real", line.decades_error)
         return found
-
-    def _of_pictures(
-        self, heard: "Recording", found: "Pictures | None", *, drawn: bool
-    ) -> list[str]:
-        if found is None:
-            first = f", {named(heard.layers[0])}," if heard.layers else ""
-            asked = (
-                f"--weights: no file is written, since the first layer{first} does not look at "
-                "pictures (a Conv2d does, or a Linear of images or of a square number of inputs)"
-            )
-            return [asked] if self.weights else []
-        size = "x".join(map(str, found.pixels.shape[1:]))
-        where = "are drawn as a figure" if drawn else "are too large for a figure"
-        square = "; its rows of inputs were taken for squares" if found.guessed else ""
-        name = found.layer or "the model"
-        return [
-            f"the weights of {name}, {len(found.pixels)} pictures of {size}, {where}; "
-            f"--weights FILE takes them as arrays{square}"
-        ]
-
-
-def _arrays(found: "Pictures") -> dict[str, Any]:
-    array = found.pixels.float().cpu().numpy().copy()
-    return {f"{found.layer}.weight".lstrip("."): array}

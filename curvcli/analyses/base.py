@@ -21,8 +21,8 @@ class Analysis(Options):
     """One question about a Problem.
 
     A subclass names itself, declares its options as fields, its rows as a dataclass of columns, and
-    answers in `run`. Nothing else is needed: the command, its help, the YAML key, the Python call
-    and every sink follow from these.
+    answers in `run`; one whose answer has figures says so in `draws`. Nothing else is needed: the
+    command, its help, the YAML key, the Python call and every sink follow from these.
     """
 
     name: ClassVar[str]

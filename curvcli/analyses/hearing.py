@@ -1,7 +1,7 @@
 """What is told and drawn of what was heard in a model: names, notes, figures."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from curvcli.errors import listed
 from curvcli.report import Axis, Figure, Line, Tiles
@@ -179,3 +179,30 @@ def by_depth(heard: "Recording", line: "Trend | None") -> list[Figure]:
             caption="A trend downward to the left is vanishing, one upward is exploding.",
         )
     ]
+
+
+def of_pictures(
+    heard: "Recording", found: "Pictures | None", *, asked: bool, drawn: bool
+) -> list[str]:
+    """Say what became of the first layer's weights; `asked` for a file of them, or `drawn`."""
+    if found is None:
+        first = f", {named(heard.layers[0])}," if heard.layers else ""
+        said = (
+            f"--weights: no file is written, since the first layer{first} does not look at "
+            "pictures (a Conv2d does, or a Linear of images or of a square number of inputs)"
+        )
+        return [said] if asked else []
+    size = "x".join(map(str, found.pixels.shape[1:]))
+    where = "are drawn as a figure" if drawn else "are too large for a figure"
+    square = "; its rows of inputs were taken for squares" if found.guessed else ""
+    name = found.layer or "the model"
+    return [
+        f"the weights of {name}, {len(found.pixels)} pictures of {size}, {where}; "
+        f"--weights FILE takes them as arrays{square}"
+    ]
+
+
+def arrays(found: "Pictures") -> dict[str, Any]:
+    """Give the pictures as a NumPy array, by the weight's name."""
+    array = found.pixels.float().cpu().numpy().copy()
+    return {f"{found.layer}.weight".lstrip("."): array}

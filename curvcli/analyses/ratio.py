@@ -89,7 +89,7 @@ class Ratio(Analysis):
         import torch
 
         from curvcli.determinism import probe
-        from curvcli.training import as_trained
+        from curvcli.training import GRADIENT, as_trained
         from curvcli.updates import last_updates, next_updates, optimizer_of
 
         saved = optimizer_of(problem)
@@ -103,7 +103,7 @@ class Ratio(Analysis):
         params: dict[str, Tensor] = dict(problem.model.named_parameters())
         last = last_updates(saved, params)
         if problem.batches:
-            problem = as_trained(problem, work.memory)
+            problem = as_trained(problem, work.memory, GRADIENT)
             probe(problem)
             following, gradients = next_updates(problem, saved)
             rounding = 0.0
