@@ -74,8 +74,8 @@ class SavedOptimizer:
             if unknown:
                 said = f"the optimizer steps a tensor of shape {unknown[0]} that is not the model's"
                 raise CurvError("E_OPTIMIZER", said, "pass the model that it was made for")
-            options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
-            groups.append(Group(tuple(names[id(p)] for p in group["params"]), options))
+            named = tuple(names[id(p)] for p in group["params"])
+            groups.append(Group(named, options_of(group)))
         # Looking at the state of a parameter leaves an empty entry; a parameter may be gone.
         state = {
             names[id(p)]: dict(entries)
@@ -209,6 +209,11 @@ def _toy(kind: str, shape: tuple[int, ...], options: dict[str, Any]) -> tuple[Op
     param.grad = torch.ones(shape)
     make: Any = bare(kind)
     return make([param], lr=0.1, **options), param
+
+
+def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what stands in a group of torch's beside its parameters."""
+    return {k: v for k, v in group.items() if k not in ("params", "param_names")}
 
 
 def _copy(state: State) -> State:

@@ -22,8 +22,9 @@ from curvcli.load.optimizer_class import (
     hyperparameters,
     identify,
 )
+from curvcli.load.optimizer_state import groups_and_states, param_names, shapes
 from curvcli.load.ordering import Names, assignments, orders
-from curvcli.optimizer import FROM_SPEC, Group, SavedOptimizer, State, traits
+from curvcli.optimizer import FROM_SPEC, Group, SavedOptimizer, State, options_of
 
 GROUPS = "give optimizer.groups in the spec: one list of parameter name patterns per group"
 
@@ -50,18 +51,18 @@ def resolve(saved: dict[str, Any], model: nn.Module, options: dict[str, Any]) ->
     `options` is the spec's optimizer block: `class` and `groups` decide where they are given, the
     rest fills what the file does not say. Raises E_OPTIMIZER where nothing fits, or two things do.
     """
-    groups, states = _read(saved)
-    kind = identify([_options(group) for group in groups], states.values(), options)
+    groups, states = groups_and_states(saved)
+    kind = identify([options_of(group) for group in groups], states.values(), options)
     spec = hyperparameters(kind, options)
-    completed = tuple(filled(kind, _options(group), spec) for group in groups)
+    completed = tuple(filled(kind, options_of(group), spec) for group in groups)
     for group in completed:
         check_options(kind, group)
     slots = Slots(
         groups=tuple(tuple(group["params"]) for group in groups),
         options=completed,
-        param_names=_param_names(groups),
+        param_names=param_names(groups),
         state=states,
-        shapes=_shapes(kind, states),
+        shapes=shapes(kind, states),
     )
     _check_sizes(slots, model)
     names, rule = _names(slots, model, options)
@@ -241,64 +242,6 @@ def _matched(patterns: object, model: nn.Module) -> Names:
         left = [name for name in left if name not in set(names)]
         groups.append(tuple(names))
     return tuple(groups)
-
-
-def _read(saved: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[Any, State]]:
-    """Return the groups and the state of a well-formed state_dict."""
-    groups, state = saved.get("param_groups"), saved.get("state")
-    sound = (
-        isinstance(groups, list)
-        and isinstance(state, Mapping)
-        and bool(groups)
-        and all(isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups)
-        and all(isinstance(s, Mapping) for s in state.values())
-        and all(isinstance(p, int | str) for g in groups for p in g["params"])
-    )
-    if not sound:
-        message = "the optimizer's entry is not what Optimizer.state_dict() returns"
-        raise CurvError("E_OPTIMIZER", message, "save optimizer.state_dict() in the checkpoint")
-    assert isinstance(groups, list)
-    assert isinstance(state, Mapping)
-    positions = [p for group in groups for p in group["params"]]
-    if len(set(positions)) < len(positions):
-        raise CurvError("E_OPTIMIZER", "the optimizer's groups share parameters", "save it again")
-    if not state.keys() <= set(positions):
-        message = "the optimizer's state has entries that no group lists"
-        raise CurvError("E_OPTIMIZER", message, "save optimizer.state_dict() as torch returns it")
-    return [dict(group) for group in groups], {key: dict(s) for key, s in state.items() if s}
-
-
-def _options(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in group.items() if k not in ("params", "param_names")}
-
-
-def _param_names(groups: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], ...] | None:
-    """Return the names that torch 2.6 and later save with named parameters."""
-    names = [group.get("param_names") for group in groups]
-    if not all(isinstance(part, list) and all(isinstance(n, str) for n in part) for part in names):
-        return None
-    return tuple(tuple(part) for part in names if part is not None)
-
-
-def _shapes(kind: str, states: Mapping[Any, State]) -> dict[Any, torch.Size]:
-    """Read each parameter's shape off its state; none for LBFGS, whose state is one flat vector."""
-    if kind == "LBFGS":
-        return {}
-    shapes = {}
-    for position, state in states.items():
-        seen = {v.shape for k, v in state.items() if k in traits(kind).shaped and _tensor(v)}
-        if _tensor(state.get("row_var")) and _tensor(state.get("col_var")):  # Adafactor's factors
-            seen.add(torch.Size([*state["row_var"].shape[:-1], *state["col_var"].shape[-1:]]))
-        if len(seen) > 1:
-            message = f"the state of parameter {shown(str(position))} has entries of several shapes"
-            raise CurvError("E_OPTIMIZER", message, "save the optimizer again")
-        if seen:
-            shapes[position] = seen.pop()
-    return shapes
-
-
-def _tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _check_sizes(slots: Slots, model: nn.Module) -> None:
