@@ -6,7 +6,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from curvcli.optimizer import SavedOptimizer, State
+from curvcli.optimizer import Group, SavedOptimizer, State
 
 SQUARES = ("exp_avg_sq", "square_avg", "sum", "exp_inf")
 """Entries of a state that are large where gradients are."""
@@ -14,10 +14,12 @@ LEAST, MOST = 64, 4096
 """Entries of a tensor of which ranks say something, and which are enough to look at."""
 CLEAR = 0.2
 """By so much the sum of two rank correlations has to be larger the other way round, ..."""
+EARLY = 5
+"""Steps before which the squares are those of a batch or two, which may be unlike all others."""
 DEVIATIONS = 8
 """... and by so many standard deviations of independent ones. In MLPs of 16 x 16 and transformers,
 trained for 3 to 300 steps, none of 324 pairs came near; with their order reversed 44 of 54 models
-did."""
+did. Of 3,100 right models of 20 kinds, one did that had learned its eight examples by heart."""
 
 
 def swapped(saved: SavedOptimizer, gradients: Mapping[str, Tensor]) -> list[tuple[str, str]]:
@@ -26,7 +28,16 @@ def swapped(saved: SavedOptimizer, gradients: Mapping[str, Tensor]) -> list[tupl
     What a running mean of squares remembers of past gradients has the pattern of the present one:
     which inputs and units are active. Compared by ranks, which no scale or outlier decides.
     """
-    return [pair for names in saved.alike for pair in _swapped(names, saved, gradients)]
+    told = {n for group in saved.groups for n in group.names if not _decayed(saved, group)}
+    told = {n for n in told if float(saved.state.get(n, {}).get("step", EARLY)) >= EARLY}
+    alike = (tuple(n for n in names if n in told) for names in saved.alike)
+    return [pair for names in alike for pair in _swapped(names, saved, gradients)]
+
+
+def _decayed(saved: SavedOptimizer, group: Group) -> bool:
+    """Tell whether weight decay is in the gradients whose squares are kept, and may rule them."""
+    decoupled = saved.kind == "AdamW" or group.options.get("decoupled_weight_decay")
+    return bool(group.options.get("weight_decay")) and not decoupled
 
 
 def _swapped(

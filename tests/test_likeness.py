@@ -77,6 +77,23 @@ def test_only_two_that_fit_each_other_are_swapped() -> None:
     assert swapped(state(b**2, a**2), {"a": a}) == []
 
 
+def test_what_says_little_of_past_gradients_is_not_compared() -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(20, 20, generator=g) for _ in range(2))
+    wrong, gradients = state(b**2, a**2), {"a": a, "b": b}
+    for kind, options, step, found in (
+        ("Adam", {"weight_decay": 0.0}, 5, 1),
+        ("Adam", {"weight_decay": 0.1}, 5, 0),
+        ("Adam", {"weight_decay": 0.1, "decoupled_weight_decay": True}, 5, 1),
+        ("AdamW", {"weight_decay": 0.1}, 5, 1),
+        ("AdamW", {"weight_decay": 0.1}, 4, 0),
+    ):
+        entries = {n: {**s, "step": torch.tensor(float(step))} for n, s in wrong.state.items()}
+        groups = (Group(("a", "b"), options),)
+        said = swapped(replace(wrong, kind=kind, groups=groups, state=entries), gradients)
+        assert len(said) == found, (kind, options, step)
+
+
 def test_states_without_a_pattern() -> None:
     zero = torch.zeros(10, 10)
     assert swapped(state(zero, zero), {"a": zero, "b": zero}) == []
